@@ -1,0 +1,27 @@
+"""The drawn world as a source of training pictures: which objects, in which styles, called what."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from limner.data.world.art import DEFAULT_FOLDER, Atlas, load_atlas
+from limner.data.world.caption import Noun
+from limner.errors import DataError
+from limner.text.lexicon import load_lexicon
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnConfig:
+    """Which part of the drawn world a run learns."""
+
+    folder: str = str(DEFAULT_FOLDER)  # where `limner world prepare` put the atlas
+    objects: str = "core"  # core: the few hundred reviewed ones; all: every object of the lexicon
+    styles: tuple[str, ...] = ("flat", "glossy")  # names of ART_SETS
+
+
+def load(config: DrawnConfig, sizes: tuple[int, ...] = (16, 32, 64)) -> tuple[Atlas, list[Noun]]:
+    """The atlas and, in its order, what its objects are called. Raises DataError."""
+    if config.objects not in ("core", "all"):
+        raise DataError(f"objects is 'core' or 'all', got {config.objects!r}.")
+    entries = [entry for entry in load_lexicon().entries if entry.core or config.objects == "all"]
+    atlas = load_atlas(Path(config.folder), objects=[e.name for e in entries], styles=config.styles, sizes=sizes)
+    return atlas, [Noun(name=e.name, plural=e.plural, synonyms=e.synonyms) for e in entries]

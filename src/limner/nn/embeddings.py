@@ -1,0 +1,22 @@
+"""Embeddings of time and place."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def timestep_embedding(timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000) -> Float[Tensor, "b d"]:
+    """Cosines and sines of the timestep at geometrically spaced frequencies (Ho et al. 2020, after Vaswani et al.)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(period) * torch.arange(half, device=timestep.device) / half)
+    angle = timestep.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+def positions_2d(height: int, width: int, channels: int) -> Float[Tensor, "n d"]:
+    """Sine-cosine positions of a height x width grid in row order, half of the channels for each axis."""
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    along = [timestep_embedding(axis.flatten(), channels // 2, period=100) for axis in (y, x)]
+    return torch.cat(along, 1)

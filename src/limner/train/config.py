@@ -1,0 +1,132 @@
+"""Configuration of a training run: a TOML file becomes one frozen dataclass, and nothing in it is silently ignored."""
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from limner.errors import ConfigError
+from limner.train.objectives import Objective
+from limner.train.objectives.denoise import Denoise, DenoiseConfig
+from limner.train.objectives.upscale import Upscale, UpscaleConfig
+from limner.train.optim import OptimConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long, how large and how often."""
+
+    images: int  # pictures to see; the clock of the run
+    batch: int = 64  # pictures per step
+    seed: int = 0  # of the weights, the scenes and the noise
+    device: str = "auto"  # auto, cpu, cuda or mps
+    precision: str = "auto"  # auto, float32 or bfloat16 (autocast over float32 weights)
+    compile: bool = False  # torch.compile the loss
+    ema: float = 0.06  # width of the averaging window of the weights, as a share of the pictures seen
+    checkpoint_seconds: float = 60.0  # between checkpoints
+    sheet_seconds: float = 240.0  # between sheets of samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run. Exactly one objective is given, as a table of its own."""
+
+    name: str
+    loop: LoopConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    denoise: DenoiseConfig | None = None
+    upscale: UpscaleConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.denoise is None) == (self.upscale is None):
+            raise ConfigError("a run has exactly one objective: give either a [denoise] or an [upscale] table.")
+
+
+def build(run: RunConfig, device: torch.device) -> Objective:
+    """The objective of a run, with its data and its network on `device`."""
+    if run.denoise is not None:
+        return Denoise(run.denoise, device)
+    assert run.upscale is not None  # RunConfig has exactly one
+    return Upscale(run.upscale, device)
+
+
+def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """Read a TOML file; `overrides` sets dotted keys such as loop.images to TOML values.
+
+    Raises ConfigError for a missing file, bad TOML, an unknown key (with the nearest known one) or a wrong type.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the run configuration {path}: {error.strerror}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    for key, value in (overrides or {}).items():
+        *tables, last = key.split(".")
+        table = data
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = _literal(value)
+    return parse(RunConfig, data, where=path.name)
+
+
+def parse(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass `cls` from nested tables; unknown keys, missing keys and wrong types are ConfigErrors."""
+    hints = get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(hints)}."
+            raise ConfigError(f"{where}: unknown key {key!r}.{hint}")
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        missing = [f.name for f in fields(cls) if f.name not in values and str(error).find(f"'{f.name}'") >= 0]  # type: ignore[arg-type]
+        raise ConfigError(f"{where}: missing {', '.join(missing) or error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved configuration as nested tables; what is None is left out."""
+
+    def tidy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tidy(v) for k, v in value.items() if v is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    result: dict[str, Any] = tidy(asdict(config))
+    return result
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is a table, got {value!r}.")
+        return parse(hint, value, where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is a list, got {value!r}.")
+        return tuple(_convert(get_args(hint)[0], v, where) for v in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} is a {hint.__name__}, got {value!r}.")
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string

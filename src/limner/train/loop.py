@@ -1,0 +1,176 @@
+"""The training loop, one for everything. It yields after every step; progress bars and stopping belong to the caller."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from limner.errors import ConfigError
+from limner.train import state
+from limner.train.config import RunConfig, build, to_dict
+from limner.train.ema import EMA
+from limner.train.objectives import Objective
+from limner.train.optim import optimizers, rate
+from limner.util.devices import autocast, pick_device, pick_precision
+from limner.util.rng import mix
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainStep:
+    """What happened in one step."""
+
+    images_seen: int
+    images: int  # the end of the run
+    losses: dict[str, float]  # by name; empty when the step was skipped
+    gradient: float  # global norm before clipping
+    skipped: int  # steps so far whose loss or gradient was not finite, and which changed nothing
+    images_per_second: float  # over the recent steps
+    saved: Path | None  # a checkpoint written in this step
+    sheet: Path | None  # a sheet of samples drawn in this step
+
+
+def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[TrainStep]:
+    """Train until `run.loop.images` pictures were seen; checkpoints and sheets go to `folder`.
+
+    The data of step i follows from the seed and i alone, so a resumed run continues bit for bit on the CPU. Closing
+    the iterator saves a checkpoint. The last step also writes weights.safetensors: the averaged weights in bfloat16
+    with the configuration in the header.
+    """
+    loop = run.loop
+    device = pick_device(loop.device)
+    precision = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}.get(loop.precision, ConfigError)
+    if precision is ConfigError:
+        raise ConfigError(f"loop.precision is auto, float32 or bfloat16, got {loop.precision!r}.")
+    torch.manual_seed(loop.seed)
+    objective = build(run, device)
+    model = objective.model
+    model.initialize(torch.Generator(device).manual_seed(loop.seed))
+    optims = optimizers(model, run.optim)
+    base_rates = [[group["lr"] for group in optim.param_groups] for optim in optims]
+    ema = EMA(model, loop.ema)
+    checkpoint = folder / "checkpoint.safetensors"
+    clock = {"step": 0, "images_seen": 0, "skipped": 0}
+    if resume:
+        clock |= state.load(checkpoint, model, ema, optims)
+    elif checkpoint.exists():
+        raise ConfigError(f"{folder} already holds a run. Continue it with --resume, or choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(to_dict(run), indent=1))
+    log = Log(folder)
+    loss_of: Callable[[tuple], dict[str, torch.Tensor]] = torch.compile(objective.loss) if loop.compile else objective.loss
+    saved_at = drawn_at = time.monotonic()
+    speed = Speed()
+    model.train()
+    try:
+        while clock["images_seen"] < loop.images:
+            batch = objective.batch(loop.batch, mix(loop.seed, clock["step"]) % 2**63)
+            with autocast(device, precision):
+                parts = loss_of(batch)
+                total = torch.stack(list(parts.values())).sum()
+            total.backward()
+            gradient = float(torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip))
+            finite = math.isfinite(gradient) and math.isfinite(float(total.detach()))
+            factor = rate(run.optim, clock["images_seen"], loop.images)
+            clock["step"] += 1
+            clock["images_seen"] += loop.batch
+            if finite:
+                for optim, rates in zip(optims, base_rates, strict=True):
+                    for group, lr in zip(optim.param_groups, rates, strict=True):
+                        group["lr"] = lr * factor
+                    optim.step()
+                ema.update(model, clock["images_seen"], loop.batch)
+            else:
+                clock["skipped"] += 1
+            model.zero_grad()
+            saved = sheet = None
+            done = clock["images_seen"] >= loop.images
+            now = time.monotonic()
+            if done or now - saved_at > loop.checkpoint_seconds:
+                state.save(checkpoint, model, ema, optims, clock)
+                saved, saved_at = checkpoint, now
+            if done or now - drawn_at > loop.sheet_seconds:
+                sheet, drawn_at = draw(objective, ema, folder, clock["images_seen"]), now
+            values = {name: float(part.detach()) for name, part in parts.items()} if finite else {}
+            speed.tick(loop.batch)
+            log.write(clock, values, gradient, factor)
+            if done:
+                export(objective, ema, run, clock, folder)
+            yield TrainStep(
+                images_seen=clock["images_seen"],
+                images=loop.images,
+                losses=values,
+                gradient=gradient,
+                skipped=clock["skipped"],
+                images_per_second=speed.value,
+                saved=saved,
+                sheet=sheet,
+            )
+    finally:
+        if clock["images_seen"] < loop.images:
+            state.save(checkpoint, model, ema, optims, clock)
+        log.close()
+
+
+def draw(objective: Objective, ema: EMA, folder: Path, images_seen: int) -> Path:
+    """Draw the objective's sheet with the averaged weights; the training weights are put back afterwards."""
+    model = objective.model
+    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ema.copy_to(model)
+    model.eval()
+    path = folder / "sheets" / f"{images_seen:010d}.png"
+    path.parent.mkdir(exist_ok=True)
+    objective.draw(model).save(path)
+    model.load_state_dict(kept, strict=True)
+    model.train()
+    return path
+
+
+def export(objective: Objective, ema: EMA, run: RunConfig, clock: dict[str, int], folder: Path) -> Path:
+    """Write the averaged weights in bfloat16, with everything needed to use them and to repeat the run."""
+    names = objective.published()
+    tensors = {name: p.to(torch.bfloat16).cpu().contiguous() for name, p in ema.state().items() if name in names}
+    header = objective.header() | {"run": json.dumps(to_dict(run)), "clock": json.dumps(clock)}
+    path = folder / "weights.safetensors"
+    state.write_atomically(path, tensors, header)
+    return path
+
+
+class Speed:
+    """Pictures per second over the last twenty steps."""
+
+    def __init__(self) -> None:
+        self.times = [time.monotonic()]
+        self.value = 0.0
+
+    def tick(self, pictures: int) -> None:
+        self.times = [*self.times[-20:], time.monotonic()]
+        self.value = pictures * (len(self.times) - 1) / max(1e-9, self.times[-1] - self.times[0])
+
+
+class Log:
+    """The loss curve: one JSON line per step beside the checkpoint, and TensorBoard events where it is installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lines = (folder / "log.jsonl").open("a")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, clock: dict[str, int], losses: dict[str, float], gradient: float, factor: float) -> None:
+        row = {**clock, **losses, "gradient": gradient, "rate": factor}
+        self.lines.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, clock["images_seen"])
+
+    def close(self) -> None:
+        self.lines.close()
+        if self.board is not None:
+            self.board.close()

@@ -1,0 +1,71 @@
+"""Checkpoints: everything needed to go on exactly where a run stopped, in one safetensors file that is never half there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limner.errors import WeightsError
+from limner.train.ema import EMA
+
+
+def save(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer], clock: dict[str, Any]) -> None:
+    """Write a checkpoint beside `path`, flush it to the disk, then move it into place in one step."""
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"ema.{name}": p for name, p in ema.state().items()}
+    tensors |= _optimizer_tensors(model, optimizers)
+    write_atomically(path, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"clock": json.dumps(clock)})
+
+
+def load(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Restore a checkpoint in place and return its clock. Raises WeightsError when it belongs to another run."""
+    try:
+        with safe_open(path, "pt") as file:
+            clock: dict[str, Any] = json.loads(file.metadata()["clock"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is not a checkpoint of a training run: {error}.") from None
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            for target, key in ((p, f"model.{name}"), (ema.weights[name], f"ema.{name}")):
+                if key not in tensors or tensors[key].shape != target.shape:
+                    raise WeightsError(f"{path} has no {key} of shape {tuple(target.shape)}: it is of another network.")
+                target.copy_(tensors.pop(key))
+    owners = {name: (optimizer, p) for optimizer in optimizers for name, p in _named(model, optimizer)}
+    for key, tensor in tensors.items():
+        _, field, name = key.split("/", 2)
+        if name not in owners:
+            raise WeightsError(f"{path} has the optimiser state {key}, which this run does not use.")
+        optimizer, p = owners[name]
+        optimizer.state[p][field] = tensor if field == "step" else tensor.to(p.device)
+    return clock
+
+
+def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Save safetensors so that `path` holds either the old file or the whole new one, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    save_file(tensors, beside, metadata)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in held]
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"optim/{field}/{name}": value
+        for optimizer in optimizers
+        for name, p in _named(model, optimizer)
+        for field, value in optimizer.state[p].items()
+    }
