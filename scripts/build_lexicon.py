@@ -1,13 +1,12 @@
-"""Maintain src/limner/text/lexicon.json: check it, refresh its keywords, propose synonyms to review.
+"""Maintain src/limner/text/lexicon.json: check it, fill in keywords, propose synonyms to review.
 
     python scripts/build_lexicon.py check
     python scripts/build_lexicon.py keywords --write
     python scripts/build_lexicon.py propose dog "hot dog"      (no names: every entry)
 
-`keywords` come from the Unicode CLDR annotations (Debian: unicode-cldr-core) and are rewritten as they are,
-for they only serve searching. Synonyms decide what is drawn, so nothing is merged by itself: `propose` prints
-the lemmas of WordNet (Debian: wordnet-base) sense by sense with the gloss, and an editor copies the right
-ones into the file.
+`keywords` fills in those of new entries from the Unicode CLDR annotations (Debian: unicode-cldr-core), which
+only serve searching. Synonyms decide what is drawn, so nothing is merged by itself: `propose` prints the
+lemmas of WordNet (Debian: wordnet-base) sense by sense with the gloss, and an editor copies the right ones.
 """
 
 import argparse
@@ -90,10 +89,10 @@ def propose(lexicon: Lexicon, entry: Entry) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the three tasks; the exit status is 1 when `check` or `keywords` found something to mend."""
-    parser = argparse.ArgumentParser(description="Check lexicon.json, refresh keywords, propose synonyms.")
+    parser = argparse.ArgumentParser(description="Check lexicon.json, fill in keywords, propose synonyms.")
     parser.add_argument("task", choices=("check", "keywords", "propose"))
     parser.add_argument("names", nargs="*", help="entries to propose synonyms for; all when none is given")
-    parser.add_argument("--write", action="store_true", help="write the refreshed keywords into lexicon.json")
+    parser.add_argument("--write", action="store_true", help="write the keywords into lexicon.json")
     given = parser.parse_args(arguments)
     lexicon = load_lexicon()
     if given.task == "check":
@@ -107,16 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows: list[dict[str, object]] = json.loads(LEXICON.read_text("utf-8"))
     found = cldr_keywords()
-    stale = 0
+    bare = 0
     for row in rows:
         keywords = searchable(row, found.get(str(row["art"]), []))
-        if keywords and keywords != row["keywords"]:
+        if keywords and not row["keywords"]:  # what an editor pruned stays pruned
             row["keywords"] = keywords
-            stale += 1
+            bare += 1
     if given.write:
         write_entries(rows)
-    print(f"{stale} entries {'rewritten' if given.write else 'would change; add --write'}")
-    return 1 if stale and not given.write else 0
+    print(f"{bare} entries {'filled' if given.write else 'lack keywords; add --write'}")
+    return 1 if bare and not given.write else 0
 
 
 if __name__ == "__main__":

@@ -257,8 +257,8 @@ SOLVER_CASES = [
 ]  # fmt: skip
 
 FLOW_CASES = [
-    Case(name=name, reference=reference, config=config, path=STRAIGHT, grid=lambda _, grid=grid: grid(STRAIGHT),
-         denoise=denoise, sampler=sampler)
+    Case(name=name, reference=reference, config=config, path=STRAIGHT, denoise=denoise, sampler=sampler,
+         grid=lambda _, grid=grid: grid(STRAIGHT))
     for name, reference, config, grid, denoise, sampler in [
         ("euler", "FlowMatchEulerDiscrete", {}, linspace, flow, samplers.euler),
         ("euler-ddim", "FlowMatchEulerDiscrete", {}, linspace, flow, samplers.ddim),

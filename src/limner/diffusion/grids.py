@@ -70,15 +70,16 @@ def uniform(path: Path, steps: int, *, whole: bool = False) -> Grid:
 
 
 def linspace(path: Path, steps: int, *, whole: bool = False) -> Grid:
-    """t in equal steps from the start of the path to its end, both included; `whole` rounds them to entries
-    of the table."""
+    """t in equal steps from the start of the path to its end, both included; `whole` as in `uniform`."""
     t = torch.linspace(path.start, path.end, _checked(steps), dtype=torch.float64)
     return custom(path, t.round() if whole else t)
 
 
 def leading(path: VPPath, steps: int, *, offset: int = 0) -> Grid:
-    """Whole t: multiples of floor(table / steps), raised by `offset` (1 for Stable Diffusion); never sees the
-    last entry."""
+    """Whole t: multiples of floor(table / steps), raised by `offset` (1 for Stable Diffusion).
+
+    It stops short of the last entry of the table, where the most noise is.
+    """
     stride = path.steps // _checked(steps, path.steps)
     return custom(path, torch.arange(steps - 1, -1, -1) * stride + offset)
 
@@ -93,17 +94,19 @@ def trailing(path: VPPath, steps: int) -> Grid:
 def karras(
     path: Path, steps: int, *, rho: float = 7.0, low: float | None = None, high: float | None = None
 ) -> Grid:
-    """Noise levels linear in level^(1 / rho) from `high` to `low` (EDM eq. 5); None means the path's own
-    ends."""
+    """Noise levels linear in level^(1 / rho) from `high` to `low` (EDM eq. 5).
+
+    None means the path's own ends. Raises RequestError unless they are finite and above 0.
+    """
     low, high = _ends(path, low, high)
     ramp = torch.linspace(high ** (1 / rho), low ** (1 / rho), _checked(steps), dtype=torch.float64)
     return custom(path, path.t(ramp**rho))
 
 
 def exponential(path: Path, steps: int, *, low: float | None = None, high: float | None = None) -> Grid:
-    """Noise levels in equal ratios from `high` to `low` (log-SNR rises evenly on VP and VE paths).
+    """Noise levels in equal ratios from `high` to `low`: log-SNR rises evenly on VP and VE paths.
 
-    None means the path's own ends.
+    None means the path's own ends. Raises RequestError unless they are finite and above 0.
     """
     low, high = _ends(path, low, high)
     ramp = torch.linspace(math.log(high), math.log(low), _checked(steps), dtype=torch.float64)

@@ -66,8 +66,7 @@ def autoguidance(main: Denoise, weak: Denoise, scale: float) -> Denoise:
 
 
 def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
-    """`guided` where low <= t <= high, `plain` elsewhere (Kynkaanniemi et al. 2024; t = sigma on EDM
-    and flow).
+    """`guided` where low <= t <= high, `plain` elsewhere (Kynkaanniemi et al. 2024, whose sigma is EDM's t).
 
     Outside the interval the guided function is not called. Raises RequestError unless low < high.
     """

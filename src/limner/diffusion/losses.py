@@ -29,8 +29,7 @@ def logit_normal(
     uniform_share: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " b"]:
-    """`count` values of t = sigmoid(mean + std * n), n standard normal (SD3 eq. 19): the middle of the path
-    is seen most.
+    """`count` values of t = sigmoid(mean + std * n), n standard normal: mostly the middle (SD3 eq. 19).
 
     A mean above 0 leans to noise (JiT's -0.8 counts from the other end: it is +0.8 here). Each value is drawn
     from the uniform distribution instead with probability `uniform_share`, so that no part of the path is
@@ -38,9 +37,7 @@ def logit_normal(
     std or a share outside [0, 1].
     """
     if std < 0 or not 0 <= uniform_share <= 1:
-        raise ConfigError(
-            f"logit-normal needs std >= 0 and 0 <= uniform_share <= 1, got {std}, {uniform_share}"
-        )
+        raise ConfigError(f"need std >= 0 and 0 <= uniform_share <= 1, got {std} and {uniform_share}")
     device = _device(generator)
     t = torch.sigmoid(mean + std * torch.randn(count, generator=generator, device=device))
     if uniform_share == 0:
@@ -50,8 +47,7 @@ def logit_normal(
 
 
 def mode(count: int, scale: float = 1.29, generator: torch.Generator | None = None) -> Float[Tensor, " b"]:
-    """`count` values of t from SD3's mode sampling (eq. 20): scale > 0 favours the middle, < 0 the ends, 0 is
-    uniform.
+    """`count` values of t from SD3's mode sampling (eq. 20): scale > 0 favours the middle, < 0 the ends.
 
     Raises ConfigError for a scale outside [-1, 2 / (pi - 2)], where the map is not monotone.
     """
@@ -59,8 +55,7 @@ def mode(count: int, scale: float = 1.29, generator: torch.Generator | None = No
 
 
 def mode_map(u: Tensor, scale: float) -> Tensor:
-    """SD3 eq. 20: u in [0, 1] -> t in [0, 1], falling. Raises ConfigError for a scale outside [-1, 2 / (pi -
-    2)]."""
+    """SD3 eq. 20: u in [0, 1] -> t in [0, 1], falling. Raises ConfigError as `mode` does."""
     if not -1 <= scale <= MODE_SCALE_MAX:
         raise ConfigError(f"mode sampling needs a scale in [-1, {MODE_SCALE_MAX:.4f}], got {scale}")
     return 1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
@@ -79,7 +74,7 @@ def log_normal_sigma(
 
 
 def logit_normal_density(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Density of `logit_normal` at t (SD3 eq. 19), 0 at both ends; a loss weight when t itself is drawn
+    """Density of `logit_normal` at t (SD3 eq. 19), 0 at both ends: a loss weight where t is drawn
     uniformly."""
     inside = (t > 0) & (t < 1)
     s = torch.where(inside, t, 0.5)
@@ -89,8 +84,7 @@ def logit_normal_density(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tens
 
 
 def mode_density(t: Tensor, scale: float = 1.29) -> Tensor:
-    """Density of `mode` at t: |du/dt| at the u that eq. 20 sends to t, found by bisection (it has no closed
-    inverse)."""
+    """Density of `mode` at t: |du/dt| at the u that eq. 20 sends to t, found by bisection."""
     low, high = torch.zeros_like(t), torch.ones_like(t)
     for _ in range(40):
         u = (low + high) / 2
@@ -136,11 +130,10 @@ def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
 def squared_error(
     estimate: Float[Tensor, "b *dims"], target: Float[Tensor, "b *dims"], weight: Tensor | None = None
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of each picture, in float32; `weight` (per pixel, broadcast to the pictures)
-    multiplies the squares.
+    """Mean squared error of each picture, in float32.
 
-    The mean divides by the number of values, not by the sum of the weights. Raises ConfigError when the
-    shapes differ.
+    `weight` (per pixel, broadcast to the pictures) multiplies the squares. The mean divides by the number of
+    values, not by the sum of the weights. Raises ConfigError when the shapes differ.
     """
     if estimate.shape != target.shape:
         raise ConfigError(

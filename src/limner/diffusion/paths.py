@@ -90,7 +90,7 @@ class VPPath:
         return cls.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max))
 
     def zero_terminal_snr(self) -> "VPPath":
-        """The same path stretched: its last alpha exactly 0, its first unchanged (Lin et al. 2023, alg. 1)."""
+        """The same path, stretched until its last alpha is exactly 0 (Lin et al. 2023, algorithm 1)."""
         first, last = self.alphas[0], self.alphas[-1]
         return replace(self, alphas=(self.alphas - last) * first / (first - last))
 
@@ -215,14 +215,15 @@ def shift(t: Tensor, factor: float) -> Tensor:
 
 
 def sd3_shift(size: tuple[int, int], base: tuple[int, int]) -> float:
-    """Shift factor for pictures of `size` by a network at home in `base`: sqrt(pixels / base pixels) (SD3 eq.
-    23)."""
+    """Shift factor for pictures of `size` by a network at home in `base`: sqrt of the ratio of their pixels.
+
+    SD3 eq. 23.
+    """
     return math.sqrt(size[0] * size[1] / (base[0] * base[1]))
 
 
 def flux_shift(tokens: int) -> float:
-    """FLUX.1-dev's shift factor, exp(mu), mu linear in the tokens: 0.5 at 256 (256 px), 1.15 at 4096 (1024
-    px)."""
+    """FLUX.1-dev's shift factor exp(mu): mu is linear in tokens, 0.5 at 256 and 1.15 at 4096 (1024 px)."""
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
 

@@ -81,8 +81,10 @@ def edm(network: Network, *, sigma_data: float = 0.5) -> Denoise:
 
 
 def consistency(denoise: Denoise, *, scale: float = 10.0, sigma_data: float = 0.5) -> Denoise:
-    """Boundary of a latent consistency network: c_skip x + c_out x0, so that t = 0 returns x itself
-    (Song et al. 2023, eq. 5, with the coefficients of the published LCM networks; `scale` multiplies t)."""
+    """Boundary of a latent consistency network: c_skip x + c_out x0, so that t = 0 returns x itself.
+
+    Song et al. 2023 eq. 5, with the coefficients of the published LCM networks; `scale` multiplies t.
+    """
 
     def bounded(x: Tensor, t: Tensor) -> Tensor:
         u = _along(x, t) * scale

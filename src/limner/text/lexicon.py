@@ -224,7 +224,9 @@ class Lexicon:
                 found.append(f"{entry.name}: category {entry.category!r} is none of {', '.join(CATEGORIES)}")
             if not 1 <= len(entry.name.split()) <= 4 or entry.name != entry.name.lower().strip():
                 found.append(f"{entry.name}: a name is 1 to 4 words in lower case")
-            single = {surface_key(said) for said, plural, either in surfaces(entry) if not plural and not either}
+            single = {
+                surface_key(said) for said, plural, either in surfaces(entry) if not plural and not either
+            }
             for said, plural, _ in surfaces(entry):
                 key = surface_key(said)
                 if plural and key in single:
@@ -416,9 +418,10 @@ def surfaces(entry: Entry) -> Iterator[tuple[str, bool, bool]]:
         yield entry.one.partition(" ")[2], False, False  # without its article
     for said in entry.synonyms:
         listed = entry.one is not None and said.endswith("s")  # "shades", "trousers": a plural already
-        yield said, False, listed
-        if not listed:
-            yield pluralise(said), True, False
+        plural = said if listed else pluralise(said)
+        yield said, False, plural == said
+        if plural != said:
+            yield plural, True, False
 
 
 def describing(entry: Entry) -> set[str]:
@@ -430,7 +433,8 @@ def describing(entry: Entry) -> set[str]:
 def differs(typed: str, entry: Entry) -> bool:
     """Whether the noun itself was another one, and not only its number, case or hyphens."""
     bare = surface_key(typed.removesuffix("'s").removesuffix("’s")).replace(" ", "")
-    return bare not in (surface_key(entry.name).replace(" ", ""), surface_key(entry.plural).replace(" ", ""))
+    own = (entry.name, entry.plural, (entry.one or "").partition(" ")[2])
+    return bare not in [surface_key(said).replace(" ", "") for said in own]
 
 
 def learned_name(name: str, known: frozenset[str] | None) -> bool:
