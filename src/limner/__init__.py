@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from limner.errors import ConfigError, DataError, EngineError, LimnerError, RequestError, WeightsError
 
 if TYPE_CHECKING:
-    from limner.pipeline.request import Request, Result
-    from limner.pipeline.run import Pipeline, load
+    from limner.pipeline.request import Request
+    from limner.pipeline.result import Result
+    from limner.pipeline.run import Pipeline, Progress, load
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "EngineError",
     "LimnerError",
     "Pipeline",
+    "Progress",
     "Request",
     "RequestError",
     "Result",
@@ -34,8 +36,9 @@ __all__ = [
 
 _HOME = {  # public name -> the file that it is imported from on first use
     "Pipeline": "limner.pipeline.run",
+    "Progress": "limner.pipeline.run",
     "Request": "limner.pipeline.request",
-    "Result": "limner.pipeline.request",
+    "Result": "limner.pipeline.result",
     "load": "limner.pipeline.run",
 }
 

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def timestep_embedding(timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000) -> Float[Tensor, "b d"]:
-    """Cosines and sines of the timestep at geometrically spaced frequencies (Ho et al. 2020, after Vaswani et al.)."""
+def timestep_embedding(
+    timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000
+) -> Float[Tensor, "b d"]:
+    """Cosines, then sines, of the timestep at `width / 2` frequencies, 1 down to 1 / period (Ho et al. 2020)."""
     half = width // 2
     frequency = torch.exp(-math.log(period) * torch.arange(half, device=timestep.device) / half)
     angle = timestep.float()[:, None] * frequency

@@ -29,7 +29,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         gate, value = self.inner(x).chunk(2, -1)
-        return self.out(F.silu(gate) * value)
+        projected: Tensor = self.out(F.silu(gate) * value)
+        return projected
 
 
 def modulate(

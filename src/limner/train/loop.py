@@ -155,7 +155,7 @@ class Log:
     """The loss curve: one JSON line per step beside the checkpoint, and TensorBoard events where it is installed."""
 
     def __init__(self, folder: Path) -> None:
-        self.lines = (folder / "log.jsonl").open("a")
+        self.lines = (folder / "log.jsonl").open("a", buffering=1)  # a line is on disk when its step ends
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -64,8 +66,9 @@ def fetch(package: str, into: Path) -> Path:
     """Download `package` with the machine's npm client and unpack it; returns the folder with `icons.json`."""
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError(f"npm is needed to fetch {package}. Install Node.js, or pass --from FOLDER with the package.")
-    done = subprocess.run([npm, "pack", package, "--silent"], cwd=into, capture_output=True, text=True, check=False)
+        raise DataError(f"npm is needed to fetch {package}. Install Node.js, or pass --from FOLDER with it.")
+    command = [npm, "pack", package, "--silent"]
+    done = subprocess.run(command, cwd=into, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DataError(f"npm pack {package} failed: {done.stderr.strip()[-400:]}")
     archive = into / done.stdout.strip().splitlines()[-1]
@@ -80,7 +83,7 @@ def find_package(package: str, under: Path) -> Path:
     for manifest in sorted(under.rglob("package.json")):
         if json.loads(manifest.read_text()).get("name") == package:
             return manifest.parent
-    raise DataError(f"{under} holds no unpacked {package}. Unpack the npm package there, or leave --from away.")
+    raise DataError(f"{under} holds no unpacked {package}. Unpack it there, or leave --from away.")
 
 
 def prepare(
@@ -108,7 +111,8 @@ def prepare(
             icons = json.loads((at / "icons.json").read_text())
             missing = [icon for icon in objects.values() if icon not in icons["icons"]]
             if missing:
-                raise DataError(f"{package} has no drawing named {', '.join(missing[:5])} ({len(missing)} missing).")
+                few = ", ".join(missing[:5])
+                raise DataError(f"{package} has no drawing named {few} ({len(missing)} missing).")
             _render_style(folder, style, icons, list(objects.values()), progress)
             sources[style] = {
                 "package": package,
@@ -137,7 +141,8 @@ def load_atlas(
     lacking = [name for name in objects if name not in index["objects"]]
     lacking += [name for name in styles if name not in index["styles"]]
     if lacking:
-        raise DataError(f"the atlas in {folder} lacks {', '.join(lacking[:5])}; run `limner world prepare` again.")
+        few = ", ".join(lacking[:5])
+        raise DataError(f"the atlas in {folder} lacks {few}; run `limner world prepare` again.")
     rows = [index["objects"].index(name) for name in objects]
     tiles = {}
     for size in sizes:
@@ -154,19 +159,24 @@ def load_atlas(
     )
 
 
-def _svg(icons: dict, name: str, view: tuple[float, float, float, float] | None, size: int) -> np.ndarray:
-    """One icon as float RGBA (size, size, 4) in [0, 1]; `view` is an SVG viewBox, None shows the whole canvas."""
+Icons = dict[str, Any]  # an iconify `icons.json`
+Pixels = npt.NDArray[np.float32]
+
+
+def _svg(icons: Icons, name: str, view: tuple[float, float, float, float] | None, size: int) -> Pixels:
+    """One icon as RGBA (size, size, 4) in [0, 1]; `view` is an SVG viewBox, None shows the whole canvas."""
     import resvg_py  # only `limner world prepare` needs it
 
     icon = icons["icons"][name]
-    x, y, w, h = view or (0, 0, icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16)))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{x} {y} {w} {h}"'
-    svg = f'{head} width="{size}" height="{size}">{icon["body"]}</svg>'
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=np.float32) / 255
+    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    x, y, w, h = view or (0, 0, width, height)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = f'<svg {names} viewBox="{x} {y} {w} {h}" width="{size}" height="{size}">'
+    png = resvg_py.svg_to_bytes(svg_string=f"{head}{icon['body']}</svg>", width=size, height=size)
+    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), dtype=np.float32) / 255
 
 
-def _tight_tile(icons: dict, name: str, size: int) -> np.ndarray:
+def _tight_tile(icons: Icons, name: str, size: int) -> Pixels:
     """One icon cropped to the square around its ink, so that every drawing fills its tile: (4, size, size)."""
     probe = 128
     icon = icons["icons"][name]
@@ -180,7 +190,7 @@ def _tight_tile(icons: dict, name: str, size: int) -> np.ndarray:
 
 
 def _render_style(
-    folder: Path, style: str, icons: dict, names: list[str], progress: Callable[[str, int, int], None]
+    folder: Path, style: str, icons: Icons, names: list[str], progress: Callable[[str, int, int], None]
 ) -> None:
     top = max(SIZES)
     files = {

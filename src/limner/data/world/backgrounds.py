@@ -25,7 +25,8 @@ PALETTE = {  # the ten colours of GenEval, as we paint them (RGB)
     "white": (246, 246, 246),
 }
 
-Painter = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, y: 1 size size, texture: n 24) -> rgb n 3 size size
+# (x, y: 1 size size, texture: n 24) -> rgb n 3 size size
+Painter = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def paint(
@@ -41,7 +42,8 @@ def paint(
     if len(rows):
         angle = texture[rows, 0, None, None] * 2 * math.pi
         along = ((x - 0.5) * angle.cos() + (y - 0.5) * angle.sin() + 0.5).clamp(0, 1)[:, None]
-        picture[rows] = picture[rows].lerp(palette[colours[rows, 1]][:, :, None, None].expand_as(picture[rows]), along)
+        second = palette[colours[rows, 1]][:, :, None, None]
+        picture[rows] = picture[rows].lerp(second.expand(-1, -1, size, size), along)
     for index, painter in enumerate(SETTINGS.values()):
         rows = (kind == 2 + index).nonzero().squeeze(1)
         if len(rows):
@@ -102,8 +104,9 @@ def _night(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
 def _space(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     black = _vertical(y, _rgb(10, 8, 22), _rgb(18, 10, 36)).expand(len(texture), -1, -1, -1)
     cloud = _points(texture, 0, 1)
-    near = ((x - cloud[:, 0, 0, None, None]).square() + (y - cloud[:, 0, 1, None, None]).square()).neg().mul(9).exp()
-    return _over(_over(black, _rgb(104, 46, 140), 0.7 * near), _rgb(255, 255, 255), _dots(x, y, _points(texture, 2, 11), 0.010))
+    dx, dy = x - cloud[:, 0, 0, None, None], y - cloud[:, 0, 1, None, None]
+    nebula = _over(black, _rgb(104, 46, 140), 0.7 * (-9 * (dx.square() + dy.square())).exp())
+    return _over(nebula, _rgb(255, 255, 255), _dots(x, y, _points(texture, 2, 11), 0.010))
 
 
 def _sea(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from limner.data.world.art import LETTERS, Atlas
 from limner.data.world.backgrounds import SETTINGS
 from limner.data.world.scene import COLOURS, KINDS, LAYOUTS, Scenes
+from limner.text.nouns import with_article
 
 COUNTS = ("a", "two", "three", "four", "five")
 SIZE_WORDS = {-1: ("small", ("small", "tiny", "little")), 1: ("large", ("large", "big", "huge"))}
@@ -27,7 +28,11 @@ SETTING_PHRASES = {  # text -> canonical words
     "space": (("in space", ("in", "space")), ("in outer space", ("in", "space"))),
     "sea": (("in the sea", ("in", "sea")), ("in the ocean", ("in", "sea"))),
     "beach": (("on the beach", ("on", "beach")), ("at the beach", ("beach",))),
-    "grass": (("on the grass", ("on", "grass")), ("on grass", ("on", "grass")), ("in a meadow", ("in", "a", "grass"))),
+    "grass": (
+        ("on the grass", ("on", "grass")),
+        ("on grass", ("on", "grass")),
+        ("in a meadow", ("in", "a", "grass")),
+    ),
     "snow": (("in the snow", ("in", "snow")), ("in snow", ("in", "snow"))),
     "desert": (("in the desert", ("in", "desert")), ("in a desert", ("in", "a", "desert"))),
     "room": (("in a room", ("in", "a", "room")), ("in the room", ("in", "room"))),
@@ -40,9 +45,10 @@ Clause = tuple[str, list[str]]  # what is written, what it means
 class Noun:
     """How an object may be called."""
 
-    name: str
-    plural: str
-    synonyms: tuple[str, ...] = ()
+    name: str  # the canonical word
+    singular: str  # what stands after the article: "cat", "pair of scissors"
+    plural: str  # what stands after a number
+    synonyms: tuple[str, ...] = ()  # what else may stand after the article
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +58,7 @@ class CaptionConfig:
     background: float = 0.85  # share of captions that name the background
     style: float = 0.5  # share of captions that name the art style
     synonym: float = 0.15  # share of singular objects called by another name
+    bare: float = 0.1  # share of lone objects without their article: "cat on a blue background"
 
 
 class Captioner:
@@ -65,17 +72,17 @@ class Captioner:
     def captions(self, scenes: Scenes, seed: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         """One (text, canonical words) per scene; the same seed writes the same captions."""
         kinds, layouts = list(KINDS), list(LAYOUTS)
-        columns = (scenes.kind, scenes.layout, scenes.style, scenes.object, scenes.colour, scenes.scale)
-        columns += (scenes.background, scenes.background_colour, scenes.letters)
-        for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        objects_of = (scenes.kind, scenes.layout, scenes.style, scenes.object, scenes.colour, scenes.scale)
+        rest_of = (scenes.background, scenes.background_colour, scenes.letters)
+        columns = (column.tolist() for column in (*objects_of, *rest_of))
+        for row, values in enumerate(zip(*columns, strict=True)):
             kind, layout, style, objects, colours, scales, background, background_colours, letters = values
             rng = random.Random(f"{seed} {row}")
-            groups = self._groups(kinds[kind], objects, colours, scales, rng)
+            groups = self._groups(objects, colours, scales, rng)
             clause = self._objects(kinds[kind], layouts[layout], groups, rng)
             parts = [clause]
             if letters[0] >= 0:
-                word = "".join(LETTERS[letter] for letter in letters if letter >= 0)
-                parts.append((f'with the word "{word}"', ["with", "<quote>", *(f"<{letter}>" for letter in word.lower()), "<quote>"]))
+                parts.append(self._word(letters))
             if rng.random() < self.config.background:
                 parts.append(self._background(background, background_colours, rng))
             text, words = " ".join(p[0] for p in parts), [word for p in parts for word in p[1]]
@@ -92,7 +99,7 @@ class Captioner:
             yield text, tuple(words)
 
     def _groups(
-        self, kind: str, objects: list[int], colours: list[int], scales: list[int], rng: random.Random
+        self, objects: list[int], colours: list[int], scales: list[int], rng: random.Random
     ) -> list[Clause]:
         """The noun phrases of a scene, one per run of equal objects."""
         runs: list[list[int]] = []  # object, colour, scale, count
@@ -103,11 +110,15 @@ class Captioner:
                 runs[-1][3] += 1
             else:
                 runs.append([o, c, s, 1])
-        return [self._noun_phrase(*run, rng=rng) for run in runs]
+        lone = len(runs) == 1 and runs[0][3] == 1
+        bare = lone and self.config.bare > 0 and rng.random() < self.config.bare
+        return [self._noun_phrase(*run, bare=bare, rng=rng) for run in runs]
 
-    def _noun_phrase(self, index: int, colour: int, scale: int, count: int, *, rng: random.Random) -> Clause:
+    def _noun_phrase(
+        self, index: int, colour: int, scale: int, count: int, *, bare: bool, rng: random.Random
+    ) -> Clause:
         noun = self.nouns[index]
-        text, words = [], [COUNTS[count - 1]]
+        text, words = [], []
         if scale:
             canonical, choices = SIZE_WORDS[scale]
             text.append(rng.choice(choices))
@@ -116,16 +127,14 @@ class Captioner:
             text.append(COLOURS[colour])
             words.append(COLOURS[colour])
         words.append(noun.name)
-        if count > 1:
-            text.append(noun.plural)
-            words.append("<plural>")
-        elif noun.synonyms and rng.random() < self.config.synonym:
-            text.append(rng.choice(noun.synonyms))
-        else:
-            text.append(noun.name)
-        article = "an" if text[0][0] in "aeiou" else "a"
-        said = article if count == 1 else rng.choice((COUNTS[count - 1], COUNTS[count - 1], str(count)))
-        return " ".join([said, *text]), words
+        if count == 1:
+            other = noun.synonyms and rng.random() < self.config.synonym
+            text.append(rng.choice(noun.synonyms) if other else noun.singular)
+            if bare:
+                return " ".join(text), words
+            return with_article(" ".join(text)), [COUNTS[0], *words]
+        said = rng.choice((COUNTS[count - 1], COUNTS[count - 1], str(count)))
+        return " ".join([said, *text, noun.plural]), [COUNTS[count - 1], *words, "<plural>"]
 
     def _objects(self, kind: str, layout: str, groups: list[Clause], rng: random.Random) -> Clause:
         if kind in ("relation", "group relation"):
@@ -133,23 +142,26 @@ class Captioner:
             relation = "left of" if layout == "row of two" or "beside" in layout else "above"
             if rng.random() < 0.5:
                 first, second, relation = second, first, OPPOSITE[relation]
-            return f"{first[0]} {rng.choice(RELATION_PHRASES[relation])} {second[0]}", [*first[1], relation, *second[1]]
+            said = rng.choice(RELATION_PHRASES[relation])
+            return f"{first[0]} {said} {second[0]}", [*first[1], relation, *second[1]]
         rng.shuffle(groups)
         if len(groups) == 1:
             return groups[0]
         text = ", ".join(g[0] for g in groups[:-1]) + " and " + groups[-1][0]
         return text, [*(w for g in groups[:-1] for w in g[1]), "and", *groups[-1][1]]
 
+    def _word(self, letters: list[int]) -> Clause:
+        word = "".join(LETTERS[letter] for letter in letters if letter >= 0)
+        spelled = [f"<{letter}>" for letter in word.lower()]
+        return f'with the word "{word}"', ["with", "<quote>", *spelled, "<quote>"]
+
     def _background(self, background: int, colours: list[int], rng: random.Random) -> Clause:
         if background >= 2:
-            text, words = rng.choice(SETTING_PHRASES[list(SETTINGS)[background - 2]])
-            return text, list(words)
+            text, meaning = rng.choice(SETTING_PHRASES[list(SETTINGS)[background - 2]])
+            return text, list(meaning)
         first, second = (COLOURS[c] for c in colours)
-        name, words = (first, [first]) if background == 0 else (f"{first} to {second} gradient", [first, "to", second, "gradient"])
-        article = "an" if name[0] in "aeiou" else "a"
-        return rng.choice(
-            (
-                (f"on {article} {name} background", ["on", "a", *words, "background"]),
-                (f"with {article} {name} background", ["with", "a", *words, "background"]),
-            )
-        )
+        plain = background == 0
+        name = first if plain else f"{first} to {second} gradient"
+        words = [first] if plain else [first, "to", second, "gradient"]
+        preposition = rng.choice(("on", "with"))
+        return f"{preposition} {with_article(name)} background", [preposition, "a", *words, "background"]

@@ -5,6 +5,8 @@ same scene. Everything is batched: the only Python loops run over the five place
 """
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -222,28 +224,36 @@ class World:
         cover = picture.new_zeros(len(scenes), PLACES, size, size)
         for place in range(PLACES):
             rows = (scenes.object[:, place] >= 0).nonzero().squeeze(1)
-            if len(rows) == 0:
-                continue
-            for tile_size, some in self._by_tile_size(rows, scenes.side[rows, place] * size):
+            for tile_size, window, some in self._by_size(rows, scenes.side[rows, place] * size, size):
                 tiles = self._tiles(scenes, some, place, tile_size)
-                drawn = _place(tiles, scenes.centre[some, place], scenes.side[some, place], size)
-                alpha = drawn[:, 3:]
-                picture[some] = drawn[:, :3] + picture[some] * (1 - alpha)
-                cover[some] *= 1 - alpha
-                cover[some, place] = alpha[:, 0]
+                drawn, top, left = _place(tiles, scenes.centre[some, place], scenes.side[some, place], size, window)
+                alpha, behind = drawn[:, 3:], 1 - drawn[:, 3:]
+                pictures, covers = _windows(picture, window), _windows(cover, window)
+                pictures[some, :, top, left] = pictures[some, :, top, left].mul_(behind).add_(drawn[:, :3])
+                if place:
+                    covers[some, :place, top, left] = covers[some, :place, top, left].mul_(behind)
+                covers[some, place, top, left] = alpha[:, 0]
         self._write(picture, scenes, size)
-        return picture * 2 - 1, cover
+        return picture.mul_(2).sub_(1), cover
 
-    def _by_tile_size(self, rows: Tensor, pixels: Tensor) -> list[tuple[int, Tensor]]:
-        """Split `rows` by the smallest stored tile that is at least as large as the drawing."""
-        sizes = sorted(self.atlas.tiles)
-        bounds = torch.tensor(sizes[:-1], device=rows.device, dtype=pixels.dtype)
-        choice = torch.bucketize(pixels, bounds)
-        return [(sizes[c], rows[choice == c]) for c in choice.unique().tolist()]
+    def _by_size(self, rows: Tensor, pixels: Tensor, size: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Split `rows` by how many pixels their drawings are wide: (tile size, window, rows of that size).
+
+        A drawing takes the smallest stored tile that is at least as large; within a tile size two windows, so that
+        a small drawing does not pay for the canvas around it.
+        """
+        tile_sizes = sorted(self.atlas.tiles)
+        bounds = [bound for tile in tile_sizes for bound in (tile * 3 // 4, tile)]
+        choice = torch.bucketize(pixels, torch.tensor(bounds, device=rows.device, dtype=pixels.dtype))
+        for c in choice.unique().tolist():
+            if c < len(bounds):
+                yield tile_sizes[c // 2], min(size, bounds[c] + 1), rows[choice == c]
+            else:  # larger than every tile
+                yield tile_sizes[-1], size, rows[choice == c]
 
     def _tiles(self, scenes: Scenes, rows: Tensor, place: int, tile_size: int) -> Tensor:
         objects, styles = scenes.object[rows, place], scenes.style[rows]
-        tiles = self.atlas.tiles[tile_size][styles, objects].float() / 255
+        tiles = self.atlas.tiles[tile_size][styles, objects].float().div_(255)
         colour = scenes.colour[rows, place]
         tinted = (colour >= 0).nonzero().squeeze(1)
         if len(tinted):
@@ -264,23 +274,27 @@ class World:
             return
         letters = scenes.letters[rows]
         said = letters >= 0
-        height = 0.17
-        advance = self.atlas.advance[letters.clamp_min(0)] * said * height
-        height = (height * 0.9 / advance.sum(1).clamp_min(0.9)).clamp_max(height)  # long words shrink to the canvas
-        advance = self.atlas.advance[letters.clamp_min(0)] * said * height[:, None]
+        widths = self.atlas.advance[letters.clamp_min(0)] * said  # in heights
+        height = (0.9 / widths.sum(1)).clamp_max(LETTER_HEIGHT)  # long words shrink to the canvas
+        advance = widths * height[:, None]
         x = 0.5 - advance.sum(1, keepdim=True) / 2 + advance.cumsum(1) - advance / 2
-        tile_size = min((s for s in self.atlas.letters if s >= 0.17 * size), default=max(self.atlas.letters))
+        pixels = LETTER_HEIGHT * size
+        tile_size = min((s for s in self.atlas.letters if s >= pixels), default=max(self.atlas.letters))
+        window = min(size, math.ceil(pixels * (1 + 1 / tile_size)))
         colour = _palette(picture.device)[scenes.letter_colour[rows]]
+        pictures = _windows(picture, window)
         for index in range(letters.shape[1]):
             some = said[:, index].nonzero().squeeze(1)
             if len(some) == 0:
                 return
             ink = self.atlas.letters[tile_size][letters[some, index]].float()[:, None] / 255
             centre = torch.stack([x[some, index], torch.full_like(x[some, index], 0.88)], 1)
-            alpha = _place(ink, centre, height[some], size)
-            picture[rows[some]] = alpha * colour[some, :, None, None] + (1 - alpha) * picture[rows[some]]
+            alpha, top, left = _place(ink, centre, height[some], size, window)
+            at = (rows[some], slice(None), top, left)
+            pictures[at] = pictures[at].lerp(colour[some, :, None, None], alpha)
 
 
+LETTER_HEIGHT = 0.17  # of quoted words, share of the canvas, at most
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -305,15 +319,26 @@ def recolour(
     return torch.cat([painted.clamp(0, 1) * alpha, alpha], 1)
 
 
+def _windows(canvas: Float[Tensor, "b c h w"], window: int) -> Float[Tensor, "b c top left window window"]:
+    """Every square window of a batch of canvases, as a view."""
+    return canvas.unfold(2, window, 1).unfold(3, window, 1)
+
+
 def _place(
-    tiles: Float[Tensor, "n c s s"], centre: Float[Tensor, "n 2"], side: Float[Tensor, " n"], size: int
-) -> Float[Tensor, "n c size size"]:
-    """Put each tile on an empty canvas with its middle at `centre` and its side `side` (shares of the canvas)."""
-    theta = torch.zeros(len(tiles), 2, 3, device=tiles.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 / side
-    theta[:, :, 2] = (1 - 2 * centre) / side[:, None]
-    grid = F.affine_grid(theta, [len(tiles), tiles.shape[1], size, size], align_corners=False)
-    return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    tiles: Float[Tensor, "n c s s"],
+    centre: Float[Tensor, "n 2"],  # shares of the canvas
+    side: Float[Tensor, " n"],  # share of the canvas
+    size: int,
+    window: int,  # pixels; at least side * size * (1 + 1 / s), which is how far bilinear interpolation reaches
+) -> tuple[Float[Tensor, "n c window window"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Draw each tile into the window of an empty canvas that surrounds it, and say where its top and left edges are."""
+    corner = (centre * size - window / 2 + 0.5).floor().clamp(0, size - window)
+    steps = torch.arange(window, device=tiles.device) + 0.5
+    at = ((corner[:, :, None] + steps) / size - centre[:, :, None]) * (2 / side)[:, None, None]  # the tile spans [-1, 1]
+    x, y = at[:, 0, None, :].expand(-1, window, -1), at[:, 1, :, None].expand(-1, -1, window)
+    drawn = F.grid_sample(tiles, torch.stack([x, y], -1), "bilinear", "zeros", align_corners=False)
+    left, top = corner.long().unbind(1)
+    return drawn, top, left
 
 
 def held_out(first: tuple[str, ...], relation: tuple[str, ...], second: tuple[str, ...]) -> Bool[Tensor, "a r b"]:

@@ -23,5 +23,11 @@ def load(config: DrawnConfig, sizes: tuple[int, ...] = (16, 32, 64)) -> tuple[At
     if config.objects not in ("core", "all"):
         raise DataError(f"objects is 'core' or 'all', got {config.objects!r}.")
     entries = [entry for entry in load_lexicon().entries if entry.core or config.objects == "all"]
-    atlas = load_atlas(Path(config.folder), objects=[e.name for e in entries], styles=config.styles, sizes=sizes)
-    return atlas, [Noun(name=e.name, plural=e.plural, synonyms=e.synonyms) for e in entries]
+    names = [entry.name for entry in entries]
+    atlas = load_atlas(Path(config.folder), objects=names, styles=config.styles, sizes=sizes)
+    nouns = []
+    for entry in entries:
+        _, singular = entry.singular.split(" ", 1)  # without its article
+        synonyms = () if entry.one else entry.synonyms  # "a pair of jeans" has no other name
+        nouns.append(Noun(name=entry.name, singular=singular, plural=entry.plural, synonyms=synonyms))
+    return atlas, nouns

@@ -1,6 +1,6 @@
 """Objectives: what a run minimises. Adding one is a file here and a table in `RunConfig`."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the training loop needs of an objective."""
 

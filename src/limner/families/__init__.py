@@ -1,0 +1,6 @@
+"""Families: which parts make a model, in which order, with which defaults."""
+
+from limner.families import mini
+from limner.families.base import Family
+
+FAMILIES: dict[str, Family] = {"mini": mini.FAMILY}

@@ -1,0 +1,187 @@
+"""Pictures to files that say how they were made, and back to the request that made them.
+
+Every PNG carries two texts: `parameters`, the "infotext" that AUTOMATIC1111's web UI and many other programs
+read, and `limner`, the request as JSON, from which `limner replay` draws the picture again.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from limner import __version__
+from limner.errors import RequestError
+from limner.pipeline.request import Request
+
+SAMPLER_NAMES = {  # ours -> as infotext writes them
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a file says about its picture."""
+
+    request: Request  # with every choice made; one picture, or all of a grid
+    weights: str  # short hash of the model's weights
+    grid: bool = False  # whether the file shows all pictures of the request side by side
+    version: str = __version__  # of Limner
+
+
+def infotext(record: Record) -> str:
+    """The prompt, the negative prompt if there is one, and a line of settings. Every choice has to be made."""
+    request = record.request
+    assert request.size is not None  # made by the pipeline, as are the others
+    assert request.sampler is not None
+    settings = {
+        "Steps": request.steps,
+        "Sampler": SAMPLER_NAMES[request.sampler],
+        "CFG scale": request.guidance,
+        "Seed": request.seed,
+        "Size": f"{request.size[1]}x{request.size[0]}",
+        "Model hash": record.weights,
+        "Model": request.model,
+        "Style": request.style,
+        "Batch size": request.count if record.grid else None,
+        "Version": f"limner {record.version}",
+    }
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(
+        ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
+    )
+    return "\n".join(lines)
+
+
+def save(image: Image.Image, folder: Path, record: Record) -> Path:
+    """Write a PNG with its record under the next free number: 00001-SEED-THE-PROMPT.png, ...-grid.png.
+
+    The file appears whole or not at all, and no file is ever overwritten. Raises RequestError when the folder
+    cannot be written to.
+    """
+    information = PngInfo()
+    information.add_text("parameters", infotext(record))
+    told = {
+        "version": record.version,
+        "weights": record.weights,
+        "grid": record.grid,
+        "request": record.request.to_dict(),
+    }
+    information.add_text("limner", json.dumps(told))  # pure ASCII
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", pnginfo=information)
+    name = f"{record.request.seed}-{_slug(record.request.prompt)}{'-grid' if record.grid else ''}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_new(folder, name, encoded.getvalue())
+    except OSError as error:
+        raise RequestError(
+            f"cannot save pictures in {folder}: {error.strerror}; choose another folder"
+        ) from None
+
+
+def read_record(path: Path) -> Record:
+    """What a picture saved by Limner says about itself.
+
+    Raises RequestError for a file that is missing, no whole PNG, or without a request of ours.
+    """
+    text = _texts(path).get("limner")
+    if text is None:
+        raise RequestError(
+            f"{path} carries no Limner request; only pictures that Limner saved as PNG can be replayed"
+        )
+    try:
+        told = json.loads(text)
+        request, weights, grid, version = (told[key] for key in ("request", "weights", "grid", "version"))
+    except (ValueError, KeyError, TypeError):
+        raise RequestError(f"the Limner request in {path} is damaged") from None
+    if not (isinstance(request, dict) and isinstance(weights, str) and isinstance(grid, bool)):
+        raise RequestError(f"the Limner request in {path} is damaged")
+    return Record(request=Request.from_dict(request), weights=weights, grid=grid, version=str(version))
+
+
+def read_request(path: str | Path) -> Request:
+    """The request that drew a saved picture, every choice made. Raises as `read_record` does."""
+    return read_record(Path(path)).request
+
+
+def _texts(path: Path) -> dict[str, str]:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            texts = getattr(image, "text", {})
+    except FileNotFoundError:
+        raise RequestError(f"there is no file {path}") from None
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        raise RequestError(f"{path} is not a whole picture: {error}") from None
+    return {str(key): str(value) for key, value in texts.items()}
+
+
+def _write_new(folder: Path, name: str, data: bytes) -> Path:
+    """Write beside, then link into place, which fails where a file exists: then the next number is tried."""
+    descriptor, beside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(beside).chmod(0o666 & ~_umask())
+        for number in count(_last_number(folder) + 1):
+            path = folder / f"{number:05d}-{name}"
+            with contextlib.suppress(FileExistsError):
+                _link(beside, path)
+                return path
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    raise AssertionError("unreachable: the numbers do not end")
+
+
+def _link(beside: str, path: Path) -> None:
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        path.touch(exist_ok=False)
+        Path(beside).replace(path)
+
+
+def _last_number(folder: Path) -> int:
+    numbers = (re.match(r"(\d{5,})-", path.name) for path in folder.iterdir())
+    return max((int(match[1]) for match in numbers if match), default=0)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _slug(prompt: str) -> str:
+    """The prompt as part of a file name: "Two red apples!" -> "two-red-apples", at most 40 characters."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    slug = "-".join(re.findall(r"[a-z0-9]+", plain))
+    return (slug if len(slug) <= 40 else slug[:41].rpartition("-")[0] or slug[:40]) or "picture"
+
+
+def _quoted(value: object) -> str:
+    """Infotext separates by commas and colons, so a value that holds one is written as a JSON string."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text

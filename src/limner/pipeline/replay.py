@@ -1,0 +1,56 @@
+"""Draw a saved picture again and see whether it is the same."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from limner.pipeline.postprocess import Record, read_record
+from limner.pipeline.result import Result
+from limner.pipeline.run import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Replay:
+    """What came of drawing a picture again."""
+
+    record: Record  # what the file said
+    result: Result  # what was drawn now
+    share: float  # of the pixels that differ, 0 to 1; 1 when the sizes do
+    worst: int  # largest difference of a channel, 0 to 255
+
+    @property
+    def same(self) -> bool:
+        """Whether every pixel is."""
+        return self.share == 0
+
+    def __str__(self) -> str:
+        if self.same:
+            return "same pixels"
+        told = f"different: {self.share:.1%} of the pixels, by at most {self.worst} of 255"
+        if self.result.weights != self.record.weights:
+            told += f"; it was drawn by the weights {self.record.weights}, these are {self.result.weights}"
+        return told
+
+
+def replay(path: Path, pipeline: Pipeline) -> Replay:
+    """Draw the request in a saved picture with `pipeline`, whatever model the file names, and compare.
+
+    Raises RequestError for a file that cannot be replayed, else as `Pipeline.generate` does.
+    """
+    record = read_record(path)
+    *_, last = pipeline.generate(replace(record.request, model=None))
+    assert last.result is not None  # the last one has it
+    drawn = last.result.sheet() if record.grid else last.result.images[0]
+    with Image.open(path) as saved:
+        share, worst = difference(saved.convert("RGB"), drawn)
+    return Replay(record=record, result=last.result, share=share, worst=worst)
+
+
+def difference(one: Image.Image, other: Image.Image) -> tuple[float, int]:
+    """(share of pixels that differ, largest difference of a channel) of two RGB pictures."""
+    if one.size != other.size:
+        return 1.0, 255
+    apart = np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).max(axis=2)
+    return float((apart > 0).mean()), int(apart.max())

@@ -1,0 +1,177 @@
+"""From a prompt to pictures: start reading here."""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from limner.errors import EngineError, RequestError
+from limner.families import FAMILIES
+from limner.families.base import Model, Order
+from limner.pipeline.request import Request
+from limner.pipeline.result import Result
+from limner.util.devices import pick_device
+from limner.util.images import images_from_pixels
+from limner.util.rng import NoiseSource
+from limner.util.suggest import suggestion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Progress:
+    """What `Pipeline.generate` yields after every step."""
+
+    index: int  # 0 ... total - 1
+    total: int
+    stage: str  # whose step it was
+    preview: Float[
+        Tensor, "b 3 h w"
+    ]  # the pictures as they look now, roughly in [-1, 1], at the stage's size
+    result: Result | None = None  # in the last one
+
+
+class Pipeline:
+    """A loaded model that draws requests. Made by `load`."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        self.model = model
+        self.name = name  # what was asked for: "mini", or a folder
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        count: int = 4,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        style: str | None = None,
+    ) -> Result:
+        """Draw; see Request for what the settings mean. Raises as `generate` does."""
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            count=count,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            size=size,
+            style=style,
+        )
+        *_, last = self.generate(request)
+        assert last.result is not None  # the last one has it
+        return last.result
+
+    def resolve(self, request: Request) -> Request:
+        """The request with every choice made: the model's defaults, and a random seed of 32 bits.
+
+        Raises RequestError when the request names another model.
+        """
+        if request.model not in (None, self.name):
+            raise RequestError(f'this is the model "{self.name}", and the request asks for "{request.model}"')
+        defaults = self.model.defaults
+        return replace(
+            request,
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            steps=defaults.steps if request.steps is None else request.steps,
+            guidance=defaults.guidance if request.guidance is None else float(request.guidance),
+            sampler=request.sampler or defaults.sampler,
+            size=request.size or defaults.size,
+            model=self.name,
+        )
+
+    @torch.inference_mode()
+    def generate(self, request: Request) -> Iterator[Progress]:
+        """Draw step by step; the last item carries the result. Stop taking items to cancel.
+
+        Picture i of a request with seed s is, bit for bit on the CPU, the single picture of seed s + i. Raises
+        RequestError for what the model cannot do, and EngineError when the numbers break down.
+        """
+        request = self.resolve(request)
+        plan = self.model.plan(_order(request))
+        assert request.seed is not None  # resolved
+        seeds = tuple(range(request.seed, request.seed + request.count))
+        noise = NoiseSource(seeds)
+        total = sum(stage.steps for stage in plan.stages)
+        pixels: Tensor | None = None
+        done = 0
+        for stage in plan.stages:
+            for step in stage.run(pixels, noise):
+                done += 1
+                if done < total:
+                    yield Progress(index=done - 1, total=total, stage=stage.name, preview=step.x0)
+            pixels = step.x
+            _check_finite(pixels, seeds, stage.name)
+        assert pixels is not None  # a plan has stages
+        result = Result(
+            images=_finish(pixels, request.size),
+            seeds=seeds,
+            request=request,
+            weights=self.model.fingerprint,
+            notices=plan.notices,
+            warnings=plan.warnings,
+        )
+        yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
+
+
+def load(model: str | Path = "mini", *, device: str = "auto") -> Pipeline:
+    """A model ready to draw.
+
+    Args:
+        model: "mini", or a folder with base.safetensors and upscaler.safetensors of your own training.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises:
+        RequestError: no such model. WeightsError: its files do not fit. ConfigError: no such device.
+    """
+    at = pick_device(device)
+    name = str(model)
+    if name in FAMILIES:
+        family = FAMILIES[name]
+        return Pipeline(family.load(family.folder, at), name)
+    if not Path(model).is_dir():
+        raise RequestError(
+            f'there is no model "{name}", nor a folder of that name{suggestion(name, FAMILIES)}'
+        )
+    return Pipeline(FAMILIES["mini"].load(Path(model), at), name)
+
+
+def _order(request: Request) -> Order:
+    assert request.steps is not None  # resolved, as all of them
+    assert request.guidance is not None
+    assert request.sampler is not None
+    assert request.size is not None
+    return Order(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        guidance=request.guidance,
+        sampler=request.sampler,
+        size=request.size,
+        style=request.style,
+    )
+
+
+def _check_finite(pixels: Float[Tensor, "b 3 h w"], seeds: tuple[int, ...], stage: str) -> None:
+    broken = [seed for seed, picture in zip(seeds, pixels, strict=True) if not picture.isfinite().all()]
+    if broken:
+        raise EngineError(
+            f"after the {stage}, {len(broken)} of {len(seeds)} pictures hold values that are not finite numbers "
+            f"(seeds {', '.join(map(str, broken))}). The weights are broken, or the guidance is far too high"
+        )
+
+
+def _finish(pixels: Float[Tensor, "b 3 h w"], size: tuple[int, int] | None) -> tuple[Image.Image, ...]:
+    """To images of the size that was asked for, by Lanczos where the model draws another."""
+    images = images_from_pixels(pixels)
+    if size is None or size == (pixels.shape[2], pixels.shape[3]):
+        return tuple(images)
+    return tuple(image.resize((size[1], size[0]), Image.Resampling.LANCZOS) for image in images)
