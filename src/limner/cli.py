@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Whatever is slow to import is imported by the command that needs it."""
+"""The command line: parse, call, print. What is slow to import is imported by the command that needs it."""
 
 import json
 import sys
@@ -153,14 +153,14 @@ def prepare(
         typer.Option("--from", help="Folder with the unpacked npm packages. Fetched with npm if not given."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put it. [default: ~/.cache/limner/world]")
+        Path | None, typer.Option(help="Where to put it, if not ~/.cache/limner/world.")
     ] = None,
     styles: Annotated[
         str | None, typer.Option(help="Art styles, separated by commas. All if not given.")
     ] = None,
     objects: Annotated[str, typer.Option(help="core: the reviewed ones; all: the whole lexicon.")] = "core",
 ) -> None:
-    """Fetch the vector art and render every object once, in all sizes: what training draws its scenes from."""
+    """Fetch the vector art and render every object once in all sizes; training draws its scenes from it."""
     from limner.data.world import art
     from limner.text.lexicon import load_lexicon
 
@@ -189,7 +189,7 @@ def train(
     config: Annotated[
         Path, typer.Argument(help="A run as TOML, such as configs/mini.toml.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, if not runs/NAME.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")
     ] = False,
@@ -237,7 +237,7 @@ def version() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line. Errors that Limner raises are one red line; exit code 2, or 1 if drawing failed."""
+    """Run the command line. Limner's own errors are one red line; exit code 2, or 1 if drawing failed."""
     try:
         app()
     except LimnerError as error:

@@ -24,7 +24,7 @@ from limner.text.tokenizers import WordTokenizer
 from limner.util.suggest import suggestion
 from limner.weights import files, header
 
-DEFAULTS = Defaults(steps=16, guidance=3.0, sampler="dpmpp_2m", size=(192, 192))
+DEFAULTS = Defaults(steps=16, guidance=3.0, sampler="dpmpp_2m", size=(192, 192))  # of the shipped weights
 UPSCALE_NOISE = 0.0  # how worn the upscaler takes the small picture to be; it was trained on 0 to 0.15
 SIDES = (64, 1024)  # least and most side that may be asked for, in pixels
 BASE, UPSCALER = "base.safetensors", "upscaler.safetensors"  # in a model's folder
@@ -51,8 +51,8 @@ class Mini:
     styles: tuple[str, ...]  # that it has learned
     fingerprint: str
     device: torch.device
-    path: FlowPath = FlowPath()
-    defaults: Defaults = DEFAULTS
+    path: FlowPath
+    defaults: Defaults
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,7 +105,7 @@ class Mini:
         return denoise
 
     def plan(self, order: Order) -> Plan:
-        """The two stages of an order. Raises RequestError for a size, a style or a prompt beyond this model."""
+        """The stages of an order. Raises RequestError for a size, a style or a prompt beyond this model."""
         notices, warnings = list(self._size_notices(order.size)), []
         prompt, negative = self.read(order.prompt, order.style), self.read(order.negative_prompt)
         if not _drawable(prompt):
@@ -133,18 +133,18 @@ class Mini:
 
     def _size_notices(self, size: tuple[int, int]) -> list[str]:
         height, width = size
-        native = self.base.config.size * self.upscaler.config.factor
+        native = self.defaults.size[0]
         if height != width:
             raise RequestError(f"this model draws squares, and {width}x{height} is none; try {min(size)}")
         if not SIDES[0] <= height <= SIDES[1]:
             raise RequestError(
-                f"this model draws squares of {SIDES[0]} to {SIDES[1]} pixels, not {height}; it is at home in {native}"
+                f"this model draws squares of {SIDES[0]} to {SIDES[1]} pixels, best {native}, not {height}"
             )
         return [] if height == native else [f"drawn at {native}x{native} and resized to {width}x{height}"]
 
     def _learned_styles(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """A style that the model has not learned becomes an unknown word, so that it is reported; the "in" and
-        "style" around it go with it."""
+        """A style that the model has not learned becomes an unknown word, so that it is reported; the "in"
+        and "style" around it go with it."""
         told = list(parts)
         for index, part in enumerate(parts):
             if part.kind != "style" or part.words[0] in self.styles:
@@ -166,7 +166,7 @@ class Mini:
 
 
 def load(folder: Path, device: torch.device) -> Mini:
-    """The model in a folder that holds base.safetensors and upscaler.safetensors, as `limner train` writes them.
+    """The model in a folder with base.safetensors and upscaler.safetensors, as `limner train` writes them.
 
     Raises WeightsError when a file is missing, is of another kind, or does not fit.
     """
@@ -183,6 +183,7 @@ def load(folder: Path, device: torch.device) -> Mini:
     if shape.vocabulary != len(vocabulary):
         raise WeightsError(f"{base}: {len(vocabulary)} words in the header for {shape.vocabulary} embeddings")
     larger = header.network_config(header.read_metadata(upscaler), "Upscaler", UpscalerConfig, upscaler)
+    native = shape.size * larger.factor
     return Mini(
         base=files.load(lambda: PixelDiT(shape), base, device),
         upscaler=files.load(lambda: Upscaler(larger), upscaler, device),
@@ -191,6 +192,8 @@ def load(folder: Path, device: torch.device) -> Mini:
         styles=header.listed(metadata, "styles", base),
         fingerprint=header.fingerprint([base, upscaler]),
         device=device,
+        path=FlowPath(),
+        defaults=replace(DEFAULTS, size=(native, native)),
     )
 
 
@@ -207,7 +210,7 @@ def _nothing(reading: Reading) -> str:
         return (
             f"the prompt names nothing that this model can draw: {told}. `limner words` lists what it knows"
         )
-    return 'the prompt names nothing to draw; try "a cat on a blue background". `limner words` lists what is known'
+    return 'the prompt names nothing to draw; try "a cat on a blue background", or see `limner words`'
 
 
 FAMILY = Family(name="mini", folder=Path(__file__).parents[1] / "weights" / "mini", load=load)

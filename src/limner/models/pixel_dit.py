@@ -1,9 +1,9 @@
 """PixelDiT: a small text-conditional diffusion transformer on pixels, with its own text encoder.
 
-Patches of the noisy picture are the tokens (Peebles & Xie 2023, "DiT"); the network predicts the clean picture
-itself, which is what makes large patches trainable without an autoencoder (Li & He 2025, "JiT"). Text tokens are
-offered to every block as further keys and values and are not updated there. A small convolutional head at full
-resolution removes the seams between patches.
+Patches of the noisy picture are the tokens (Peebles & Xie 2023, "DiT"); the network predicts the clean
+picture itself, which is what makes large patches trainable without an autoencoder (Li & He 2025, "JiT"). Text
+tokens are offered to every block as further keys and values and are not updated there. A small convolutional
+head at full resolution removes the seams between patches.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class PixelDiTConfig:
 
 
 class TextEncoder(nn.Module):
-    """Tokens -> context (b n d) and pooled (b d); learned positions, bidirectional attention, padding is ignored."""
+    """Tokens -> context (b n d) and pooled (b d); learned positions, attends both ways, ignores padding."""
 
     def __init__(self, config: PixelDiTConfig) -> None:
         super().__init__()
@@ -74,13 +74,14 @@ class TextBlock(nn.Module):
         self.mlp = SwiGLU(width)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        qkv = self.qkv(self.norm1(x))
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = x + self.out(attention(q, k, v, mask=mask))
-        return x + self.mlp(self.norm2(x))
+        return torch.add(x, self.mlp(self.norm2(x)))
 
 
 class Block(nn.Module):
-    """One DiT block: picture tokens attend to [text, picture]; shift, scale and gate come from time and text."""
+    """DiT block: picture tokens attend to [text, picture]; shift, scale and gate come from time and text."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class Block(nn.Module):
         self.k_scale = nn.Parameter(torch.ones(width // heads))
         self.out = nn.Linear(width, width, bias=False)
         self.mlp = SwiGLU(width)
-        self.modulation = nn.Parameter(torch.zeros(6, width))  # added to the shared one (PixArt's adaLN-single)
+        self.modulation = nn.Parameter(torch.zeros(6, width))  # added to the shared one (PixArt)
 
     def forward(
         self,
@@ -108,7 +109,7 @@ class Block(nn.Module):
         q = qk_norm(q, self.q_scale)
         k = qk_norm(torch.cat([text_k, k], 2), self.k_scale)
         x = x + gate1 * self.out(attention(q, k, torch.cat([text_v, v], 2), mask=mask))
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return torch.add(x, gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class PixelDiT(nn.Module):
@@ -140,7 +141,7 @@ class PixelDiT(nn.Module):
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Set every weight: truncated normals of fan-in scale, zeros where a branch should start silent."""
-        for name, module in self.named_modules():
+        for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 fan_in = module.weight[0].numel()
                 nn.init.trunc_normal_(module.weight, std=fan_in**-0.5, generator=generator)
@@ -158,11 +159,12 @@ class PixelDiT(nn.Module):
         with torch.no_grad():
             self.position.copy_(positions_2d(side, side, self.config.width))
         for silent in (self.modulation, self.modulation_out, self.patch_out, self.head[-1]):
-            nn.init.zeros_(silent.weight)
+            nn.init.zeros_(silent.get_parameter("weight"))
 
     def encode(self, tokens: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> tuple[Tensor, Tensor]:
         """Text once per prompt: context (b n d) and pooled (b d)."""
-        return self.text(tokens, mask)
+        context, pooled = self.text(tokens, mask)
+        return context, pooled
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 def timestep_embedding(
     timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000
 ) -> Float[Tensor, "b d"]:
-    """Cosines, then sines, of the timestep at `width / 2` frequencies, 1 down to 1 / period (Ho et al. 2020)."""
+    """Cosines, then sines, at width / 2 frequencies that fall from 1 towards 1 / period (Ho et al. 2020)."""
     half = width // 2
     frequency = torch.exp(-math.log(period) * torch.arange(half, device=timestep.device) / half)
     angle = timestep.float()[:, None] * frequency
@@ -20,5 +20,5 @@ def timestep_embedding(
 def positions_2d(height: int, width: int, channels: int) -> Float[Tensor, "n d"]:
     """Sine-cosine positions of a height x width grid in row order, half of the channels for each axis."""
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
-    along = [timestep_embedding(axis.flatten(), channels // 2, period=100) for axis in (y, x)]
+    along = [timestep_embedding(axis.flatten(), channels // 2, period=100.0) for axis in (y, x)]
     return torch.cat(along, 1)

@@ -1,1 +1,1 @@
-"""From a request to files: `run` draws, `postprocess` saves, `request` and `result` are what goes in and out."""
+"""From a request to files: `run` draws, `postprocess` saves; a `request` goes in, a `result` comes out."""

@@ -47,7 +47,7 @@ class Record:
 
 
 def infotext(record: Record) -> str:
-    """The prompt, the negative prompt if there is one, and a line of settings. Every choice has to be made."""
+    """The prompt, the negative prompt if there is one, and a line of settings. Every choice must be made."""
     request = record.request
     assert request.size is not None  # made by the pipeline, as are the others
     assert request.sampler is not None

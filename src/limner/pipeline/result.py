@@ -29,8 +29,8 @@ class Result:
     def save(self, folder: str | Path = "limner-out", *, grid: bool = True) -> list[Path]:
         """Write each picture as a PNG that carries its request, and with `grid` all of several as one more.
 
-        Returns the paths, the grid's last. Never overwrites a file. Raises RequestError when the folder cannot
-        be written to.
+        Returns the paths, the grid's last. Never overwrites a file. Raises RequestError when the folder
+        cannot be written to.
         """
         at = Path(folder)
         paths = []

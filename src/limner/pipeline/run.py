@@ -92,8 +92,8 @@ class Pipeline:
     def generate(self, request: Request) -> Iterator[Progress]:
         """Draw step by step; the last item carries the result. Stop taking items to cancel.
 
-        Picture i of a request with seed s is, bit for bit on the CPU, the single picture of seed s + i. Raises
-        RequestError for what the model cannot do, and EngineError when the numbers break down.
+        Picture i of a request with seed s is, bit for bit on the CPU, the single picture of seed s + i.
+        Raises RequestError for what the model cannot do, and EngineError when the numbers break down.
         """
         request = self.resolve(request)
         plan = self.model.plan(_order(request))
@@ -164,7 +164,7 @@ def _check_finite(pixels: Float[Tensor, "b 3 h w"], seeds: tuple[int, ...], stag
     broken = [seed for seed, picture in zip(seeds, pixels, strict=True) if not picture.isfinite().all()]
     if broken:
         raise EngineError(
-            f"after the {stage}, {len(broken)} of {len(seeds)} pictures hold values that are not finite numbers "
+            f"after the {stage}, {len(broken)} of {len(seeds)} pictures hold values that are not finite "
             f"(seeds {', '.join(map(str, broken))}). The weights are broken, or the guidance is far too high"
         )
 

@@ -1,10 +1,9 @@
-"""Configuration of a training run: a TOML file becomes one frozen dataclass, and nothing in it is silently ignored."""
+"""Configuration of a training run: a TOML file becomes one frozen dataclass, and nothing in it is ignored."""
 
-import difflib
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,8 +14,10 @@ from limner.train.objectives import Objective
 from limner.train.objectives.denoise import Denoise, DenoiseConfig
 from limner.train.objectives.upscale import Upscale, UpscaleConfig
 from limner.train.optim import OptimConfig
+from limner.util.suggest import suggestion
 
 T = TypeVar("T")
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if (self.denoise is None) == (self.upscale is None):
-            raise ConfigError("a run has exactly one objective: give either a [denoise] or an [upscale] table.")
+            raise ConfigError("a run has exactly one objective: give a [denoise] or an [upscale] table.")
 
 
 def build(run: RunConfig, device: torch.device) -> Objective:
@@ -60,7 +61,8 @@ def build(run: RunConfig, device: torch.device) -> Objective:
 def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """Read a TOML file; `overrides` sets dotted keys such as loop.images to TOML values.
 
-    Raises ConfigError for a missing file, bad TOML, an unknown key (with the nearest known one) or a wrong type.
+    Raises ConfigError for a missing file, bad TOML, an unknown key (with the nearest known one) or a wrong
+    type.
     """
     try:
         data = tomllib.loads(path.read_text())
@@ -73,24 +75,25 @@ def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
         table = data
         for name in tables:
             table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"cannot set {key}: {name} is not a table.")
         table[last] = _literal(value)
     return parse(RunConfig, data, where=path.name)
 
 
 def parse(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass `cls` from nested tables; unknown keys, missing keys and wrong types are ConfigErrors."""
+    """The dataclass `cls` from nested tables; ConfigError for unknown or missing keys and wrong types."""
     hints = get_type_hints(cls)
     for key in data:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(hints)}."
-            raise ConfigError(f"{where}: unknown key {key!r}.{hint}")
+            raise ConfigError(f"{where}: unknown key {key!r}{suggestion(key, hints)}")
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ConfigError(f"{where}: missing {', '.join(missing)}.")
     try:
         return cls(**values)
-    except TypeError as error:
-        missing = [f.name for f in fields(cls) if f.name not in values and str(error).find(f"'{f.name}'") >= 0]  # type: ignore[arg-type]
-        raise ConfigError(f"{where}: missing {', '.join(missing) or error}.") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}.") from None
 
@@ -117,11 +120,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is a list, got {value!r}.")
-        return tuple(_convert(get_args(hint)[0], v, where) for v in value)
+        kinds = get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where} is a list of {len(kinds)}, got {value!r}.")
+        return tuple(_convert(kind, v, where) for kind, v in zip(kinds, value, strict=True))
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{where} is a {hint.__name__}, got {value!r}.")
+        raise ConfigError(f"{where} must be {NAMES[hint]}, got {value!r}.")
     return value
 
 

@@ -4,15 +4,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from limner.errors import ConfigError
+
 
 def exponent(width: float) -> float:
     """The power gamma whose averaging profile t^gamma has standard deviation `width` of the run so far.
 
-    Solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, "EDM2", eq. 123) by bisection;
-    width lies in (0, 0.28).
+    Solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Karras et al. 2024, "EDM2", eq. 123) by
+    bisection; width lies in (0, 0.28). Raises ConfigError for another width.
     """
     if not 0 < width < 0.28:
-        raise ValueError(f"the averaging width is a share of the run in (0, 0.28), got {width}")
+        raise ConfigError(f"loop.ema is a share of the run between 0 and 0.28, got {width}.")
     low, high = 0.0, 1e6
     for _ in range(100):
         gamma = (low + high) / 2
@@ -40,4 +42,5 @@ class EMA:
         model.load_state_dict(self.weights, strict=True)
 
     def state(self) -> dict[str, Tensor]:
+        """The averaged parameters by name; not copies."""
         return self.weights

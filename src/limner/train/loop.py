@@ -1,4 +1,4 @@
-"""The training loop, one for everything. It yields after every step; progress bars and stopping belong to the caller."""
+"""The training loop, one for everything. It yields its steps; progress and stopping belong to the caller."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,11 @@ from limner.train.config import RunConfig, build, to_dict
 from limner.train.ema import EMA
 from limner.train.objectives import Objective
 from limner.train.optim import optimizers, rate
-from limner.util.devices import autocast, pick_device, pick_precision
+from limner.util.devices import autocast, pick_device
 from limner.util.rng import mix
+
+LossOf = Callable[[Any], dict[str, torch.Tensor]]
+PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +40,18 @@ class TrainStep:
 def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[TrainStep]:
     """Train until `run.loop.images` pictures were seen; checkpoints and sheets go to `folder`.
 
-    The data of step i follows from the seed and i alone, so a resumed run continues bit for bit on the CPU. Closing
-    the iterator saves a checkpoint. The last step also writes weights.safetensors: the averaged weights in bfloat16
-    with the configuration in the header.
+    The data of step i follows from the seed and i alone, so a resumed run continues bit for bit on the CPU.
+    Closing the iterator saves a checkpoint. The last step also writes weights.safetensors: the averaged
+    weights in bfloat16 with the configuration in the header.
+
+    Raises ConfigError for a setting that cannot be met and for a folder that holds another run, WeightsError
+    when there is nothing that fits to resume.
     """
     loop = run.loop
     device = pick_device(loop.device)
-    precision = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}.get(loop.precision, ConfigError)
-    if precision is ConfigError:
-        raise ConfigError(f"loop.precision is auto, float32 or bfloat16, got {loop.precision!r}.")
+    if loop.precision not in PRECISIONS:
+        raise ConfigError(f"loop.precision is {', '.join(PRECISIONS)}, got {loop.precision!r}.")
+    precision = PRECISIONS[loop.precision]
     torch.manual_seed(loop.seed)
     objective = build(run, device)
     model = objective.model
@@ -57,13 +64,14 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
     if resume:
         clock |= state.load(checkpoint, model, ema, optims)
     elif checkpoint.exists():
-        raise ConfigError(f"{folder} already holds a run. Continue it with --resume, or choose another --out.")
+        raise ConfigError(f"{folder} already holds a run; continue it with --resume, or choose another.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(to_dict(run), indent=1))
-    log = Log(folder)
-    loss_of: Callable[[tuple], dict[str, torch.Tensor]] = torch.compile(objective.loss) if loop.compile else objective.loss
+    log = Log(folder, clock)
+    loss_of: LossOf = torch.compile(objective.loss) if loop.compile else objective.loss
     saved_at = drawn_at = time.monotonic()
     speed = Speed()
+    unsaved, torn = False, False  # steps since the last checkpoint; in the middle of changing the weights
     model.train()
     try:
         while clock["images_seen"] < loop.images:
@@ -75,6 +83,7 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
             gradient = float(torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip))
             finite = math.isfinite(gradient) and math.isfinite(float(total.detach()))
             factor = rate(run.optim, clock["images_seen"], loop.images)
+            unsaved, torn = True, True
             clock["step"] += 1
             clock["images_seen"] += loop.batch
             if finite:
@@ -85,18 +94,19 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
                 ema.update(model, clock["images_seen"], loop.batch)
             else:
                 clock["skipped"] += 1
+            torn = False
             model.zero_grad()
+            values = {name: float(part.detach()) for name, part in parts.items()} if finite else {}
+            log.write(clock, values, gradient, factor)
             saved = sheet = None
             done = clock["images_seen"] >= loop.images
             now = time.monotonic()
             if done or now - saved_at > loop.checkpoint_seconds:
                 state.save(checkpoint, model, ema, optims, clock)
-                saved, saved_at = checkpoint, now
+                saved, saved_at, unsaved = checkpoint, now, False
             if done or now - drawn_at > loop.sheet_seconds:
                 sheet, drawn_at = draw(objective, ema, folder, clock["images_seen"]), now
-            values = {name: float(part.detach()) for name, part in parts.items()} if finite else {}
             speed.tick(loop.batch)
-            log.write(clock, values, gradient, factor)
             if done:
                 export(objective, ema, run, clock, folder)
             yield TrainStep(
@@ -110,7 +120,7 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
                 sheet=sheet,
             )
     finally:
-        if clock["images_seen"] < loop.images:
+        if unsaved and not torn:
             state.save(checkpoint, model, ema, optims, clock)
         log.close()
 
@@ -119,20 +129,23 @@ def draw(objective: Objective, ema: EMA, folder: Path, images_seen: int) -> Path
     """Draw the objective's sheet with the averaged weights; the training weights are put back afterwards."""
     model = objective.model
     kept = {name: p.detach().clone() for name, p in model.named_parameters()}
-    ema.copy_to(model)
-    model.eval()
     path = folder / "sheets" / f"{images_seen:010d}.png"
     path.parent.mkdir(exist_ok=True)
-    objective.draw(model).save(path)
-    model.load_state_dict(kept, strict=True)
-    model.train()
+    try:
+        ema.copy_to(model)
+        model.eval()
+        objective.draw(model).save(path)
+    finally:
+        model.load_state_dict(kept, strict=True)
+        model.train()
     return path
 
 
 def export(objective: Objective, ema: EMA, run: RunConfig, clock: dict[str, int], folder: Path) -> Path:
     """Write the averaged weights in bfloat16, with everything needed to use them and to repeat the run."""
     names = objective.published()
-    tensors = {name: p.to(torch.bfloat16).cpu().contiguous() for name, p in ema.state().items() if name in names}
+    averaged = {name: p for name, p in ema.state().items() if name in names}
+    tensors = {name: p.to(torch.bfloat16).cpu().contiguous() for name, p in averaged.items()}
     header = objective.header() | {"run": json.dumps(to_dict(run)), "clock": json.dumps(clock)}
     path = folder / "weights.safetensors"
     state.write_atomically(path, tensors, header)
@@ -152,23 +165,36 @@ class Speed:
 
 
 class Log:
-    """The loss curve: one JSON line per step beside the checkpoint, and TensorBoard events where it is installed."""
+    """The loss curve: a JSON line per step, and TensorBoard events where that is installed.
 
-    def __init__(self, folder: Path) -> None:
-        self.lines = (folder / "log.jsonl").open("a", buffering=1)  # a line is on disk when its step ends
+    A resumed run goes on after the step of `clock`: lines of steps that were lost with the process are taken
+    out.
+    """
+
+    def __init__(self, folder: Path, clock: dict[str, int]) -> None:
+        path = folder / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= clock["step"]]
+        beside = path.with_suffix(".partial")
+        beside.write_text("".join(kept))
+        beside.replace(path)
+        self.lines = path.open("a", buffering=1)  # whole lines reach the file, however the process ends
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.board = None
         else:
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=clock["images_seen"] + 1)
 
     def write(self, clock: dict[str, int], losses: dict[str, float], gradient: float, factor: float) -> None:
+        """One line; a value that is not finite is null in the file and left out of the board."""
         row = {**clock, **losses, "gradient": gradient, "rate": factor}
-        self.lines.write(json.dumps(row) + "\n")
+        shown = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self.lines.write(json.dumps(shown) + "\n")
         if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, clock["images_seen"])
+            for name, value in shown.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, clock["images_seen"])
 
     def close(self) -> None:
         self.lines.close()

@@ -1,4 +1,4 @@
-"""Optimisers: Muon for the matrices inside the blocks, AdamW for everything else, and the learning rate over a run."""
+"""Optimisers: Muon for the matrices inside blocks, AdamW for the rest, and the learning rate over a run."""
 
 from dataclasses import dataclass
 
@@ -28,8 +28,8 @@ def rate(config: OptimConfig, images_seen: int, images: int) -> float:
     return max(0.0, min(rise, left))
 
 
-# Quintic iterations that drive all singular values towards 1; coefficients from Amsel et al. 2025 ("Polar Express"),
-# each tuned to where the previous ones leave off.
+# Quintic iterations that drive all singular values towards 1, each tuned to where the one before leaves off;
+# coefficients from Amsel et al. 2025 ("Polar Express").
 POLAR = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -40,11 +40,13 @@ POLAR = (
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, approximately: (..., rows, columns), any leading axes."""
-    x = matrix
-    wide = x.shape[-2] <= x.shape[-1]
-    if not wide:
-        x = x.mT
+    """The nearest semi-orthogonal matrix, roughly: (..., rows, columns), any leading axes.
+
+    Singular values above about 1/1000 of the largest come out near 1 after five steps; all steps are matrix
+    products.
+    """
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x: Tensor = matrix if wide else matrix.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
     for a, b, c in POLAR[:steps]:
         gram = x @ x.mT
@@ -55,11 +57,14 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan et al. 2024), for matrices only.
 
-    A stacked matrix such as q, k, v is updated as `parts` separate ones, as if they were three layers. The update is
-    scaled by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW step (Liu et al. 2025).
+    A stacked matrix such as q, k, v is updated as `parts` separate ones, as if they were three layers. The
+    update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW step
+    (Liu et al. 2025).
     """
 
-    def __init__(self, params: list[nn.Parameter], parts: list[int], lr: float, momentum: float, decay: float) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], parts: list[int], lr: float, momentum: float, decay: float
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": decay})
         self.parts = parts
 
@@ -84,15 +89,20 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update.reshape(p.shape), alpha=-group["lr"])
 
 
+STACKED = {"qkv": 3, "text_kv": 2, "inner": 2}  # layers of the networks that hold several matrices in one
+
+
 def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers of `model`: matrices of its `blocks` to Muon, the rest to AdamW (decay on matrices only)."""
-    matrices: dict[int, tuple[nn.Parameter, int]] = {}
+    """Muon for the matrices of the model's `blocks`, AdamW for the rest; only matrices decay."""
+    matrices: list[nn.Parameter] = []
+    parts: list[int] = []
     if config.muon_lr:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and "blocks." in name:
-                parts = {"qkv": 3, "text_kv": 2, "inner": 2}.get(name.rsplit(".", 1)[-1], 1)
-                matrices[id(module.weight)] = (module.weight, parts)
-    rest = [p for p in model.parameters() if id(p) not in matrices]
+                matrices.append(module.get_parameter("weight"))
+                parts.append(STACKED.get(name.rsplit(".", 1)[-1], 1))
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
     adam = torch.optim.AdamW(
         [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -104,5 +114,4 @@ def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
     )
     if not matrices:
         return [adam]
-    params, parts = zip(*matrices.values(), strict=True)
-    return [Muon(list(params), list(parts), config.muon_lr, config.momentum, config.weight_decay), adam]
+    return [Muon(matrices, parts, config.muon_lr, config.momentum, config.weight_decay), adam]

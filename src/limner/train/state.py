@@ -1,9 +1,8 @@
-"""Checkpoints: everything needed to go on exactly where a run stopped, in one safetensors file that is never half there."""
+"""Checkpoints: all it takes to go on exactly where a run stopped, in a file that is never half there."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,20 +13,26 @@ from torch import Tensor
 from limner.errors import WeightsError
 from limner.train.ema import EMA
 
+Optimizers = list[torch.optim.Optimizer]
 
-def save(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer], clock: dict[str, Any]) -> None:
+
+def save(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers, clock: dict[str, int]) -> None:
     """Write a checkpoint beside `path`, flush it to the disk, then move it into place in one step."""
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"ema.{name}": p for name, p in ema.state().items()}
     tensors |= _optimizer_tensors(model, optimizers)
-    write_atomically(path, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"clock": json.dumps(clock)})
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    write_atomically(path, tensors, {"clock": json.dumps(clock)})
 
 
-def load(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Restore a checkpoint in place and return its clock. Raises WeightsError when it belongs to another run."""
+def load(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers) -> dict[str, int]:
+    """Restore a checkpoint in place and return its clock.
+
+    Raises WeightsError when there is none, or when it belongs to another network or other optimisers.
+    """
     try:
         with safe_open(path, "pt") as file:
-            clock: dict[str, Any] = json.loads(file.metadata()["clock"])
+            clock: dict[str, int] = json.loads(file.metadata()["clock"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is not a checkpoint of a training run: {error}.") from None
@@ -35,20 +40,21 @@ def load(path: Path, model: nn.Module, ema: EMA, optimizers: list[torch.optim.Op
         for name, p in model.named_parameters():
             for target, key in ((p, f"model.{name}"), (ema.weights[name], f"ema.{name}")):
                 if key not in tensors or tensors[key].shape != target.shape:
-                    raise WeightsError(f"{path} has no {key} of shape {tuple(target.shape)}: it is of another network.")
+                    shape = tuple(target.shape)
+                    raise WeightsError(f"{path} has no {key} of shape {shape}: it is of another network.")
                 target.copy_(tensors.pop(key))
     owners = {name: (optimizer, p) for optimizer in optimizers for name, p in _named(model, optimizer)}
     for key, tensor in tensors.items():
-        _, field, name = key.split("/", 2)
+        _, field, name = key.split("/", 2) if key.startswith("optim/") else ("", "", key)
         if name not in owners:
-            raise WeightsError(f"{path} has the optimiser state {key}, which this run does not use.")
+            raise WeightsError(f"{path} has {key}, which this run does not use: it is of another run.")
         optimizer, p = owners[name]
-        optimizer.state[p][field] = tensor if field == "step" else tensor.to(p.device)
+        optimizer.state[p][field] = tensor.to(p.device)
     return clock
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Save safetensors so that `path` holds either the old file or the whole new one, whenever the process dies."""
+    """Save safetensors so that `path` holds the old file or the whole new one, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     save_file(tensors, beside, metadata)

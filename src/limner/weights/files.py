@@ -62,8 +62,8 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves new parameters as they are. There is nothing to fill on the meta device, and filling an embedding
-    there makes torch import its compiler, which takes 1.4 s."""
+    """Leaves new parameters as they are. On the meta device nothing is there to fill, and filling an
+    embedding makes torch import its compiler, which takes 1.4 s."""
 
     def __torch_function__(
         self,

@@ -40,8 +40,9 @@ DEFAULT_FOLDER = Path.home() / ".cache" / "limner" / "world"
 class Atlas:
     """Tiles of every object in every style, plus the capital letters.
 
-    `tiles[size]` is uint8 (styles, objects, 4, size, size): RGB multiplied by alpha, then alpha. `letters[size]` is
-    uint8 (26, size, size) coverage and `advance` (26,) the width of each letter as a share of its height.
+    `tiles[size]` is uint8 (styles, objects, 4, size, size): RGB multiplied by alpha, then alpha.
+    `letters[size]` is uint8 (26, size, size) coverage and `advance` (26,) the width of each letter as a share
+    of its height.
     """
 
     objects: tuple[str, ...]
@@ -63,7 +64,7 @@ class Atlas:
 
 
 def fetch(package: str, into: Path) -> Path:
-    """Download `package` with the machine's npm client and unpack it; returns the folder with `icons.json`."""
+    """Download `package` with the machine's npm client, unpack it, return the folder with `icons.json`."""
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(f"npm is needed to fetch {package}. Install Node.js, or pass --from FOLDER with it.")
@@ -121,7 +122,8 @@ def prepare(
             }
     _render_letters(folder)
     index = {"objects": list(objects), "styles": list(styles), "sources": sources}
-    (folder / "atlas.json").write_text(json.dumps(index, indent=1))
+    (folder / "atlas.partial").write_text(json.dumps(index, indent=1))
+    (folder / "atlas.partial").replace(folder / "atlas.json")
 
 
 def load_atlas(
@@ -173,11 +175,12 @@ def _svg(icons: Icons, name: str, view: tuple[float, float, float, float] | None
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = f'<svg {names} viewBox="{x} {y} {w} {h}" width="{size}" height="{size}">'
     png = resvg_py.svg_to_bytes(svg_string=f"{head}{icon['body']}</svg>", width=size, height=size)
-    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), dtype=np.float32) / 255
+    levels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    return levels.astype(np.float32) / np.float32(255)
 
 
 def _tight_tile(icons: Icons, name: str, size: int) -> Pixels:
-    """One icon cropped to the square around its ink, so that every drawing fills its tile: (4, size, size)."""
+    """One icon cropped to the square around its ink, premultiplied: (4, size, size)."""
     probe = 128
     icon = icons["icons"][name]
     unit = icon.get("width", icons.get("width", 16)) / probe
@@ -185,8 +188,8 @@ def _tight_tile(icons: Icons, name: str, size: int) -> Pixels:
     side = max(xs.max() - xs.min(), ys.max() - ys.min()) + 3  # one pixel of air around the ink
     left, top = (xs.max() + xs.min() + 1 - side) / 2, (ys.max() + ys.min() + 1 - side) / 2
     rgba = _svg(icons, name, (left * unit, top * unit, side * unit, side * unit), size)
-    rgba[..., :3] *= rgba[..., 3:]
-    return rgba.transpose(2, 0, 1)
+    premultiplied = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=2)
+    return premultiplied.transpose(2, 0, 1)
 
 
 def _render_style(
@@ -214,7 +217,7 @@ def _render_letters(folder: Path) -> None:
     """Capital letters in the font that Pillow carries (Aileron, CC0), each filling the height of its tile."""
     top = max(SIZES)
     font = ImageFont.load_default(size=top * 1.3)
-    _, ascent, _, baseline = font.getbbox("H")
+    *_, baseline = font.getbbox("H")
     tiles, advance = [], []
     for letter in LETTERS:
         image = Image.new("L", (top, top))

@@ -1,7 +1,8 @@
 """Backgrounds: ten plain colours, gradients between two of them, and nine drawn settings.
 
-Every painter works on coordinates in [0, 1], so a background is the same picture at every size; edges are softened
-over one pixel. Colours are RGB in [0, 1] until `World.render` turns the finished picture into pixels.
+Every painter works on coordinates in [0, 1], so a background is the same picture at every size; edges are
+softened over one pixel. Colours are RGB in [0, 1] until `World.render` turns the finished picture into
+pixels.
 """
 
 import math
@@ -32,7 +33,7 @@ Painter = Callable[[Tensor, Tensor, Tensor], Tensor]
 def paint(
     kind: Int[Tensor, " b"], colours: Int[Tensor, "b 2"], texture: Float[Tensor, "b r"], size: int
 ) -> Float[Tensor, "b 3 size size"]:
-    """Paint one background per row, RGB in [0, 1]. `kind` is 0 plain, 1 gradient, 2.. an index into SETTINGS."""
+    """One background per row, RGB in [0, 1]; `kind` is 0 plain, 1 gradient, 2.. an index into SETTINGS."""
     device = texture.device
     palette = torch.tensor(list(PALETTE.values()), device=device) / 255
     at = (torch.arange(size, device=device) + 0.5) / size

@@ -62,7 +62,7 @@ class CaptionConfig:
 
 
 class Captioner:
-    """Writes captions for the scenes of one atlas. `nouns` holds one entry per object of the atlas, in its order."""
+    """Writes captions for the scenes of one atlas; `nouns` are the names of its objects, in its order."""
 
     def __init__(self, atlas: Atlas, nouns: list[Noun], config: CaptionConfig = CaptionConfig()) -> None:
         self.styles = atlas.styles

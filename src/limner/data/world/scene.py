@@ -1,7 +1,8 @@
 """Scenes of the drawn world: what stands where, and the picture of it at any size.
 
-A `Scenes` value is a batch of descriptions on one device; `render` draws it at 64, 128, 256 or 512 pixels, always the
-same scene. Everything is batched: the only Python loops run over the five places of a scene, never over pictures.
+A `Scenes` value is a batch of descriptions on one device; `render` draws it at 64, 128, 256 or 512 pixels,
+always the same scene. Everything is batched: the only Python loops run over the five places of a scene, never
+over pictures.
 """
 
 import hashlib
@@ -31,7 +32,10 @@ LAYOUTS = {
     "triangle": ((0.27, 0.28, 0.42), (0.73, 0.28, 0.42), (0.50, 0.73, 0.42)),
     "peak": ((0.50, 0.27, 0.42), (0.27, 0.72, 0.42), (0.73, 0.72, 0.42)),
     "square": ((0.27, 0.27, 0.42), (0.73, 0.27, 0.42), (0.27, 0.73, 0.42), (0.73, 0.73, 0.42)),
-    "two and three": ((0.30, 0.28, 0.36), (0.70, 0.28, 0.36), (0.19, 0.73, 0.31), (0.50, 0.73, 0.31), (0.81, 0.73, 0.31)),
+    "two and three": (
+        *((0.30, 0.28, 0.36), (0.70, 0.28, 0.36)),
+        *((0.19, 0.73, 0.31), (0.50, 0.73, 0.31), (0.81, 0.73, 0.31)),
+    ),
     "one over group of two": ((0.50, 0.25, 0.44), (0.27, 0.74, 0.42), (0.73, 0.74, 0.42)),
     "two over one": ((0.27, 0.26, 0.42), (0.73, 0.26, 0.42), (0.50, 0.75, 0.44)),
     "two beside one": ((0.26, 0.27, 0.42), (0.26, 0.73, 0.42), (0.74, 0.50, 0.45)),
@@ -91,22 +95,25 @@ class Scenes:
 class World:
     """The scene source: an atlas, the configuration, and the tables of what is held out."""
 
-    def __init__(self, atlas: Atlas, config: WorldConfig = WorldConfig(), *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, atlas: Atlas, config: WorldConfig = WorldConfig(), *, device: torch.device | str = "cpu"
+    ) -> None:
         self.device = torch.device(device)
         self.atlas = atlas.to(self.device)
         self.config = config
         names = atlas.objects
-        self.held_out_colour = held_out(names, ("",), COLOURS)[:, 0].to(self.device)  # (objects, colours)
-        self.held_out_relation = held_out(names, ("left of", "above"), names).to(self.device)  # (objects, 2, objects)
+        # (objects, colours), and (objects, 2, objects) for "left of" and "above"
+        self.held_out_colour = held_out(names, ("",), COLOURS)[:, 0].to(self.device)
+        self.held_out_relation = held_out(names, ("left of", "above"), names).to(self.device)
         self._anchors = torch.full((len(LAYOUTS), PLACES, 3), -1.0, device=self.device)
         for row, places in enumerate(LAYOUTS.values()):
             self._anchors[row, : len(places)] = torch.tensor(places)
         self._luminance = self._mean_luminance()
 
-    # -- sampling -------------------------------------------------------------------------------------------------
+    # -- sampling ---------------------------------------------------------------------------------------------
 
     def sample(self, count: int, generator: torch.Generator, *, unseen: bool = False) -> Scenes:
-        """Draw `count` scenes, none of which breaks the held-out rule; with `unseen=True`, scenes that all do.
+        """Draw `count` scenes, none of which breaks the held-out rule; with `unseen=True`, all of them do.
 
         Raises DataError when the atlas is too small for the rule to be kept.
         """
@@ -118,7 +125,8 @@ class World:
             redrawn = self._draw(len(rows), generator)
             for f in fields(Scenes):
                 getattr(scenes, f.name)[rows] = getattr(redrawn, f.name)
-        raise DataError(f"{len(self.atlas.objects)} objects are too few for scenes that keep the held-out rule.")
+        objects = len(self.atlas.objects)
+        raise DataError(f"{objects} objects are too few for scenes that keep the held-out rule; add some.")
 
     def _repeats(self, scenes: Scenes) -> Bool[Tensor, " b"]:
         """Whether two groups of a scene drew the same object."""
@@ -138,7 +146,8 @@ class World:
                 axis = (step[:, 1].abs() > step[:, 0].abs()).long()
                 ahead = step.gather(1, axis[:, None]).squeeze(1) > 0  # a is left of (above) b
                 first, second = torch.where(ahead, a, b), torch.where(ahead, b, a)
-                broken |= self.held_out_relation[first, axis, second] & present[:, i] & present[:, j] & (a != b)
+                related = present[:, i] & present[:, j] & (a != b)
+                broken |= self.held_out_relation[first, axis, second] & related
         return broken
 
     def _draw(self, count: int, generator: torch.Generator) -> Scenes:
@@ -148,8 +157,8 @@ class World:
         def integers(high: int, *shape: int) -> Tensor:
             return torch.randint(high, shape, generator=generator, device=generator.device).to(self.device)
 
-        kind = torch.multinomial(torch.tensor(list(MIX.values())), count, replacement=True, generator=generator)
-        kind = kind.to(self.device)
+        shares = torch.tensor(list(MIX.values()), device=generator.device)
+        kind = torch.multinomial(shares, count, replacement=True, generator=generator).to(self.device)
         choice, layout = uniform(count), torch.zeros_like(kind)
         for index, layouts in enumerate(KINDS.values()):
             rows = torch.tensor([_LAYOUT_NAMES.index(name) for name in layouts], device=self.device)
@@ -162,7 +171,7 @@ class World:
 
         background_colour = integers(len(COLOURS), count, 2)
         same = background_colour[:, 0] == background_colour[:, 1]
-        background_colour[:, 1] = torch.where(same, (background_colour[:, 1] + 1) % len(COLOURS), background_colour[:, 1])
+        background_colour[:, 1] = (background_colour[:, 1] + same) % len(COLOURS)
         u = uniform(count)
         plain = 1 - self.config.gradient - self.config.setting
         setting = 2 + integers(len(SETTINGS), count)
@@ -170,8 +179,9 @@ class World:
 
         colour = integers(len(COLOURS), count, PLACES)
         clash = (colour == background_colour[:, :1]) & (background < 2)[:, None]
-        colour = torch.where(clash, (colour + 1 + integers(len(COLOURS) - 1, count, PLACES)) % len(COLOURS), colour)
-        colour = torch.where((uniform(count, PLACES) < self.config.coloured), colour, -1).gather(1, group)
+        another = (colour + 1 + integers(len(COLOURS) - 1, count, PLACES)) % len(COLOURS)
+        colour = torch.where(clash, another, colour)
+        colour = torch.where(uniform(count, PLACES) < self.config.coloured, colour, -1).gather(1, group)
         scale = torch.where(uniform(count, PLACES) < self.config.sized, 2 * integers(2, count, PLACES) - 1, 0)
         scale = torch.where((kind <= 3)[:, None], scale, 0).gather(1, group)
 
@@ -210,11 +220,11 @@ class World:
         places = torch.arange(PLACES, device=self.device).expand(len(kind), PLACES)
         names = list(KINDS)
         group = torch.where((kind == names.index("count"))[:, None], 0, places)
-        first_alone = torch.tensor([name.startswith("one ") for name in _LAYOUT_NAMES], device=self.device)[layout]
-        split = torch.where(first_alone, 1, 2)[:, None]  # places before the split are the first group
+        first_alone = torch.tensor([name.startswith("one ") for name in _LAYOUT_NAMES], device=self.device)
+        split = torch.where(first_alone[layout], 1, 2)[:, None]  # places before the split are the first group
         return torch.where((kind == names.index("group relation"))[:, None], (places >= split).long(), group)
 
-    # -- drawing --------------------------------------------------------------------------------------------------
+    # -- drawing ----------------------------------------------------------------------------------------------
 
     def render(
         self, scenes: Scenes, size: int
@@ -226,7 +236,8 @@ class World:
             rows = (scenes.object[:, place] >= 0).nonzero().squeeze(1)
             for tile_size, window, some in self._by_size(rows, scenes.side[rows, place] * size, size):
                 tiles = self._tiles(scenes, some, place, tile_size)
-                drawn, top, left = _place(tiles, scenes.centre[some, place], scenes.side[some, place], size, window)
+                centre, side = scenes.centre[some, place], scenes.side[some, place]
+                drawn, top, left = _place(tiles, centre, side, size, window)
                 alpha, behind = drawn[:, 3:], 1 - drawn[:, 3:]
                 pictures, covers = _windows(picture, window), _windows(cover, window)
                 pictures[some, :, top, left] = pictures[some, :, top, left].mul_(behind).add_(drawn[:, :3])
@@ -239,8 +250,8 @@ class World:
     def _by_size(self, rows: Tensor, pixels: Tensor, size: int) -> Iterator[tuple[int, int, Tensor]]:
         """Split `rows` by how many pixels their drawings are wide: (tile size, window, rows of that size).
 
-        A drawing takes the smallest stored tile that is at least as large; within a tile size two windows, so that
-        a small drawing does not pay for the canvas around it.
+        A drawing takes the smallest stored tile that is at least as large; within a tile size two windows, so
+        that a small drawing does not pay for the canvas around it.
         """
         tile_sizes = sorted(self.atlas.tiles)
         bounds = [bound for tile in tile_sizes for bound in (tile * 3 // 4, tile)]
@@ -307,8 +318,8 @@ def recolour(
 ) -> Float[Tensor, "n 4 h w"]:
     """Repaint premultiplied tiles in one hue: the drawing's light and shade, centred on `colour`.
 
-    Luminance `mean` (of the whole drawing) becomes the colour itself; darker parts go towards black, lighter ones
-    towards white, so outlines and highlights stay.
+    Luminance `mean` (of the whole drawing) becomes the colour itself; darker parts go towards black, lighter
+    ones towards white, so outlines and highlights stay.
     """
     alpha = tiles[:, 3:]
     weights = torch.tensor(LUMINANCE, device=tiles.device)
@@ -329,23 +340,27 @@ def _place(
     centre: Float[Tensor, "n 2"],  # shares of the canvas
     side: Float[Tensor, " n"],  # share of the canvas
     size: int,
-    window: int,  # pixels; at least side * size * (1 + 1 / s), which is how far bilinear interpolation reaches
+    window: int,  # pixels; at least side * size * (1 + 1 / s), for that is how far interpolation reaches
 ) -> tuple[Float[Tensor, "n c window window"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Draw each tile into the window of an empty canvas that surrounds it, and say where its top and left edges are."""
+    """Draw each tile into the window around it on an empty canvas; also the window's top and left edge."""
     corner = (centre * size - window / 2 + 0.5).floor().clamp(0, size - window)
-    steps = torch.arange(window, device=tiles.device) + 0.5
-    at = ((corner[:, :, None] + steps) / size - centre[:, :, None]) * (2 / side)[:, None, None]  # the tile spans [-1, 1]
+    steps = (torch.arange(window, device=tiles.device) + 0.5) / size
+    offset = corner[:, :, None] / size + steps - centre[:, :, None]
+    at = offset * (2 / side)[:, None, None]  # the tile spans [-1, 1]
     x, y = at[:, 0, None, :].expand(-1, window, -1), at[:, 1, :, None].expand(-1, -1, window)
     drawn = F.grid_sample(tiles, torch.stack([x, y], -1), "bilinear", "zeros", align_corners=False)
     left, top = corner.long().unbind(1)
     return drawn, top, left
 
 
-def held_out(first: tuple[str, ...], relation: tuple[str, ...], second: tuple[str, ...]) -> Bool[Tensor, "a r b"]:
+def held_out(
+    first: tuple[str, ...], relation: tuple[str, ...], second: tuple[str, ...]
+) -> Bool[Tensor, "a r b"]:
     """The rule of what is never trained on: 5 % of all triples, by a hash of their names.
 
-    A triple is held out when splitmix64(h(first) + 3 h(relation) + 7 h(second)) is divisible by 20, where h is the
-    first eight bytes of BLAKE2b. Mirror images are one case: "a right of b" is looked up as "b left of a".
+    A triple is held out when splitmix64(h(first) + 3 h(relation) + 7 h(second)) is divisible by 20, where h
+    is the first eight bytes of BLAKE2b. Mirror images are one case: "a right of b" is looked up as "b left of
+    a".
     """
 
     def hashes(names: tuple[str, ...]) -> Tensor:
@@ -353,6 +368,7 @@ def held_out(first: tuple[str, ...], relation: tuple[str, ...], second: tuple[st
         return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests])
 
     x = hashes(first)[:, None, None] + 3 * hashes(relation)[None, :, None] + 7 * hashes(second)[None, None, :]
-    for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):  # splitmix64, Steele et al. 2014, as signed int64
+    # splitmix64 (Steele et al. 2014) in signed 64-bit numbers
+    for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
         x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * multiplier
     return (x ^ ((x >> 31) & 0x1FFFFFFFF)).remainder(20) == 0

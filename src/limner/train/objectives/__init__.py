@@ -2,7 +2,6 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Objective: learn to draw the small world. A step takes fresh scenes, noises their pictures and asks for them back."""
+"""Objective: learn to draw the small world. A step noises pictures of fresh scenes and asks for them back."""
 
 import json
 from collections.abc import Sequence
@@ -45,13 +45,13 @@ class DenoiseConfig:
     data: source.DrawnConfig = field(default_factory=source.DrawnConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
-    model: PixelDiTConfig = field(default_factory=PixelDiTConfig)  # its vocabulary and labels follow from the data
+    model: PixelDiTConfig = field(default_factory=PixelDiTConfig)  # vocabulary and labels: from the data
     t_mean: float = 0.0  # of the logit-normal draw of t; above 0 leans to noise
     t_std: float = 1.0  # of the same draw
     t_uniform: float = 0.1  # share of t drawn uniformly instead
     drop_text: float = 0.1  # share of pictures trained without their caption, for guidance
     object_weight: float = 3.0  # cost of a pixel on an object, relative to one on the background
-    label_weight: float = 0.05  # of naming the object in each patch halfway through the network; 0 leaves it away
+    label_weight: float = 0.05  # of naming the object in each patch halfway through; 0 leaves it away
 
 
 class Batch(NamedTuple):
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 
 class Denoise:
-    """The objective: `batch(seed)` is data, `loss(batch)` is what to minimise, `draw` shows what was learned."""
+    """The objective: `batch` is data, `loss` is what to minimise, `draw` shows what was learned."""
 
     def __init__(self, config: DenoiseConfig, device: torch.device) -> None:
         atlas, nouns = source.load(config.data)
@@ -87,22 +87,25 @@ class Denoise:
         x0, cover = self.world.render(scenes, shape.size)
         dropped = (torch.rand(count, generator=generator) < config.drop_text).tolist()
         captions = self.captioner.captions(scenes, seed)
-        tokens = self.tokens([() if drop else words for (_, words), drop in zip(captions, dropped, strict=True)])
+        said = [() if drop else words for (_, words), drop in zip(captions, dropped, strict=True)]
         weight = 1 + (config.object_weight - 1) * cover.sum(1, keepdim=True).clamp_max(1)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = losses.logit_normal(count, config.t_mean, config.t_std, config.t_uniform, generator)
         return Batch(
             x0=x0,
-            noise=torch.randn(x0.shape, generator=generator).to(x0.device),
-            t=losses.logit_normal(count, config.t_mean, config.t_std, config.t_uniform, generator).to(x0.device),
-            tokens=tokens,
+            noise=noise.to(x0.device),
+            t=t.to(x0.device),
+            tokens=self.tokens(said),
             weight=weight / weight.mean(),
             labels=patch_labels(scenes, cover, shape.patch),
         )
 
     def tokens(self, captions: Sequence[Sequence[str]]) -> Int[Tensor, "b m"]:
-        """Token ids, padded to 24 or the next multiple of 8: few lengths, so that a compiled loss is seldom recompiled."""
+        """Token ids, padded to 24 or the next multiple of 8: few lengths, so that few losses are compiled."""
         longest = max(24, -(-max(len(words) + 2 for words in captions) // 8) * 8)
         length = min(self.model.config.text_length, longest)
-        return torch.tensor([self.tokenizer.encode(words, length)[0] for words in captions], device=self.world.device)
+        ids = [self.tokenizer.encode(words, length)[0] for words in captions]
+        return torch.tensor(ids, device=self.world.device)
 
     def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Velocity loss on the flow path with x0 predicted, plus the label head's cross-entropy."""
@@ -134,7 +137,9 @@ class Denoise:
         }
 
     @torch.no_grad()
-    def draw(self, model: PixelDiT, prompts: Sequence[str] = SHEET, *, seed: int = 0, scale: float = 3.0) -> Image.Image:
+    def draw(
+        self, model: PixelDiT, prompts: Sequence[str] = SHEET, *, seed: int = 0, scale: float = 3.0
+    ) -> Image.Image:
         """A sheet of two pictures per prompt (canonical words, separated by spaces)."""
         captions = [_split(prompt) for prompt in prompts for _ in range(2)]
         count = len(captions)

@@ -1,4 +1,4 @@
-"""Objective: redraw a small picture larger. The world renders every scene exactly at both sizes, so pairs are exact."""
+"""Objective: redraw a small picture larger. The world draws each scene at both sizes, so pairs are exact."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -64,11 +64,9 @@ class Upscale:
 
     def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Charbonnier distance of pixels, and of the differences between neighbouring pixels."""
-        drawn = self.model(batch.small, batch.noise)
-        parts = {"pixels": charbonnier(drawn - batch.large)}
-        edges = [(drawn - batch.large).diff(dim=axis) for axis in (2, 3)]
-        parts["edges"] = self.config.edge_weight * sum(charbonnier(edge) for edge in edges)
-        return parts
+        error = self.model(batch.small, batch.noise) - batch.large
+        edges = charbonnier(error.diff(dim=2)) + charbonnier(error.diff(dim=3))
+        return {"pixels": charbonnier(error), "edges": self.config.edge_weight * edges}
 
     def published(self) -> set[str]:
         """All parameters."""
@@ -106,5 +104,6 @@ def blur(pixels: Float[Tensor, "b 3 h w"], deviation: Float[Tensor, " b"]) -> Fl
     count, channels = pixels.shape[:2]
     rows = F.pad(pixels, (3, 3, 3, 3), mode="replicate").flatten(0, 1)[None]  # every channel is a group
     weight = kernel.repeat_interleave(channels, 0)[:, None, None]
-    rows = F.conv2d(rows, weight, groups=count * channels)
-    return F.conv2d(rows, weight.mT, groups=count * channels).unflatten(1, (count, channels))[0]
+    for along in (weight, weight.mT):
+        rows = F.conv2d(rows, along, groups=count * channels)
+    return torch.unflatten(rows[0], 0, (count, channels))

@@ -1,0 +1,77 @@
+"""Sheets of the built-in model's pictures, for a person to look at.
+
+    python scripts/sheets.py readme                 docs/sheet.png, four pictures for each prompt named in README.md
+    python scripts/sheets.py objects --out FOLDER   40 prompts "a OBJECT on a COLOUR background", without their names
+    python scripts/sheets.py relations --out FOLDER 20 prompts with two objects, likewise
+
+The counting sheets carry no names, so that whoever counts writes down what is seen before opening key.txt.
+"""
+
+import argparse
+import random
+import re
+from pathlib import Path
+
+import limner
+from limner.data.world.scene import COLOURS, RELATIONS
+from limner.text.lexicon import load_lexicon
+from limner.text.nouns import with_article
+from limner.util.images import sheet
+
+ROOT = Path(__file__).parents[1]
+PER_SHEET = 10  # prompts on one counting sheet, two to a row
+
+
+def readme_prompts() -> list[str]:
+    """The prompts that README.md names under its sheet, in order."""
+    text = (ROOT / "README.md").read_text().split("docs/sheet.png)", 1)[1].split("\n\n")[1]
+    return re.findall(r'"([^"]+)"', text)
+
+
+def object_prompts(objects: list[str], count: int, rng: random.Random) -> list[str]:
+    """Prompts over `count` different objects drawn at random."""
+    entry = load_lexicon().entry
+    return [
+        f"{entry(name).singular} on {with_article(rng.choice(COLOURS))} background" for name in rng.sample(objects, count)
+    ]
+
+
+def relation_prompts(objects: list[str], count: int, rng: random.Random) -> list[str]:
+    """Prompts that put one object beside, above or below another; every relation equally often."""
+    entry = load_lexicon().entry
+    prompts = []
+    for index in range(count):
+        first, second = (entry(name).singular for name in rng.sample(objects, 2))
+        relation = RELATIONS[index % len(RELATIONS)]
+        said = f"to the {relation}" if relation.endswith("of") else relation
+        prompts.append(f"{first} {said} {second} on {with_article(rng.choice(COLOURS))} background")
+    return prompts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("readme", "objects", "relations"))
+    parser.add_argument("--model", default="mini", help="a built-in model, or a folder of weights")
+    parser.add_argument("--seed", type=int, default=1, help="of the prompts and the pictures")
+    parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder for counting sheets")
+    options = parser.parse_args()
+    pipe = limner.load(options.model)
+    objects, rng = sorted(pipe.model.objects), random.Random(options.seed)
+    if options.what == "readme":
+        pictures = [image for prompt in readme_prompts() for image in pipe(prompt, seed=options.seed, count=4).images]
+        small = [image.resize((128, 128)) for image in pictures]
+        sheet(small, columns=8).quantize(256).save(ROOT / "docs" / "sheet.png", optimize=True)
+        return
+    make, count = (object_prompts, 40) if options.what == "objects" else (relation_prompts, 20)
+    prompts = make(objects, count, rng)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for start in range(0, count, PER_SHEET):
+        some = prompts[start : start + PER_SHEET]
+        pictures = [image for prompt in some for image in pipe(prompt, seed=options.seed, count=4).images]
+        sheet(pictures, columns=8).save(options.out / f"{options.what}-{start // PER_SHEET + 1}.png")
+    lines = [f"{index + 1:2d} {prompt}" for index, prompt in enumerate(prompts)]
+    (options.out / "key.txt").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

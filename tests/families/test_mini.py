@@ -1,0 +1,177 @@
+"""How the built-in model reads an order."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limner.errors import RequestError, WeightsError
+from limner.families import FAMILIES, mini
+from limner.families.base import Order
+from limner.families.mini import Mini
+from limner.weights.files import save
+from limner.weights.header import read_metadata
+
+ORDER = Order(
+    prompt="a cat on a blue background",
+    negative_prompt="",
+    steps=3,
+    guidance=3.0,
+    sampler="euler",
+    size=(64, 64),
+    style=None,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Mini:
+    return mini.load(tiny, torch.device("cpu"))
+
+
+def test_the_family_is_listed_under_its_name() -> None:
+    assert {name: family.name for name, family in FAMILIES.items()} == {"mini": "mini"}
+
+
+def test_size_follows_from_the_networks(model: Mini) -> None:
+    assert model.shape == (3, 16, 16)
+    assert model.defaults == replace(mini.DEFAULTS, size=(64, 64))
+
+
+def test_a_plan_has_two_stages(model: Mini) -> None:
+    plan = model.plan(ORDER)
+    assert [(stage.name, stage.steps) for stage in plan.stages] == [("diffusion", 3), ("upscaler", 1)]
+    assert plan.notices == plan.warnings == ()
+
+
+def test_words_are_accounted_for(model: Mini) -> None:
+    plan = model.plan(
+        replace(ORDER, prompt="a kitten beside a dragon", negative_prompt="a puppy and a zebra")
+    )
+    assert plan.notices == (
+        'the prompt says "kitten", drawn as cat',
+        'the negative prompt says "puppy", drawn as dog',
+    )
+    assert [warning.split(";")[0] for warning in plan.warnings] == [
+        'the prompt says "beside": not in the lexicon',
+        'the prompt says "dragon": this model has not learned it',
+        'the negative prompt says "zebra": this model has not learned it',
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "the", "xqzt", "a zebra", "red", "two", "a background", "no"])
+def test_nothing_drawable_is_refused(model: Mini, prompt: str) -> None:
+    with pytest.raises(RequestError, match="the prompt names nothing"):
+        model.plan(replace(ORDER, prompt=prompt))
+
+
+def test_nothing_drawable_says_which_words_and_what_is_near(model: Mini) -> None:
+    with pytest.raises(RequestError, match=r'"bycicle": not in the lexicon; nearest: bicycle.*limner words'):
+        model.plan(replace(ORDER, prompt="a bycicle"))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["cat", "the beach at night", "a red background", '"HELLO"', "a blue gradient"]
+)
+def test_what_is_drawable(model: Mini, prompt: str) -> None:
+    assert model.plan(replace(ORDER, prompt=prompt)).stages
+
+
+def test_a_prompt_beyond_the_context_is_cut_and_reported(model: Mini) -> None:
+    plan = model.plan(replace(ORDER, prompt=" and ".join(["a cat"] * 12)))  # 35 words; 24 less two marks fit
+    assert plan.warnings == ("the prompt is too long: its last 13 words were left out",)
+
+
+def test_style_is_added_where_none_is_named(model: Mini) -> None:
+    words = ("a", "cat", "in", "glossy", "style")
+    assert model.read("a cat", "glossy").words == words
+    assert model.read("a cat", "3D").words == words
+    assert model.read("a cat in glossy style", "glossy").words == words
+
+
+def test_two_styles_conflict(model: Mini) -> None:
+    with pytest.raises(RequestError, match="asks for flat style, the style setting for glossy"):
+        model.read("a flat cat", "glossy")
+
+
+@pytest.mark.parametrize(
+    ("style", "end"),
+    [("glosy", 'did you mean "glossy"'), ("sticker", "known: flat, glossy"), ("cat", "known:")],
+)
+def test_unknown_style(model: Mini, style: str, end: str) -> None:
+    with pytest.raises(RequestError, match=f"no style '{style}'; {end}"):
+        model.read("a cat", style)
+
+
+def test_a_style_that_was_not_learned_is_left_out_whole(model: Mini) -> None:
+    reading = model.read("a cat in sticker style on a blue background")
+    assert reading.words == ("a", "cat", "on", "a", "blue", "background")
+    assert [str(unknown) for unknown in reading.unknown] == [
+        '"sticker": this model has not learned it; nearest: flat, glossy'
+    ]
+    assert model.read("a sticker cat").words == ("a", "cat")
+
+
+@pytest.mark.parametrize("size", [(64, 128), (32, 32), (1025, 1025)])
+def test_sizes_beyond_the_model(model: Mini, size: tuple[int, int]) -> None:
+    with pytest.raises(RequestError, match="draws squares"):
+        model.plan(replace(ORDER, size=size))
+
+
+def test_other_squares_are_reported(model: Mini) -> None:
+    assert model.plan(replace(ORDER, size=(256, 256))).notices == ("drawn at 64x64 and resized to 256x256",)
+
+
+def test_empty_negative_is_the_empty_caption(model: Mini) -> None:
+    text = model.encode(model.read("a cat"), model.read(""))
+    assert text.mask.tolist() == [[True, True, True, True], [True, True, False, False]]
+    tokens = torch.tensor([model.tokenizer.encode((), 4)[0]])
+    context, pooled = model.base.encode(tokens, tokens != model.tokenizer.pad)
+    assert torch.allclose(text.pooled[1:], pooled, atol=1e-6)
+    assert torch.allclose(text.context[1:, :2], context[:, :2], atol=1e-6)
+
+
+def test_every_wish_changes_the_picture(model: Mini) -> None:
+    def draw(order: Order) -> torch.Tensor:
+        from limner.util.rng import NoiseSource
+
+        first, _ = model.plan(order).stages
+        return list(first.run(None, NoiseSource([1])))[-1].x
+
+    plain = draw(ORDER)
+    changes: list[Order] = [
+        replace(ORDER, prompt="a dog on a blue background"),
+        replace(ORDER, negative_prompt="a dog"),
+        replace(ORDER, guidance=1.0),
+        replace(ORDER, steps=4),
+        replace(ORDER, sampler="heun"),
+        replace(ORDER, style="flat"),
+    ]
+    assert [order for order in changes if torch.equal(draw(order), plain)] == []
+    assert torch.equal(draw(ORDER), plain)
+
+
+def test_a_folder_without_one_of_the_files(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny / "base.safetensors", tmp_path)
+    with pytest.raises(WeightsError, match="has no upscaler.safetensors. A model folder holds"):
+        mini.load(tmp_path, torch.device("cpu"))
+
+
+def test_files_in_each_others_place(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny / "base.safetensors", tmp_path / "upscaler.safetensors")
+    shutil.copy(tiny / "base.safetensors", tmp_path / "base.safetensors")
+    with pytest.raises(WeightsError, match="holds the network PixelDiT; here a Upscaler is needed"):
+        mini.load(tmp_path, torch.device("cpu"))
+
+
+def test_a_vocabulary_of_another_length(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "base.safetensors"
+    metadata = read_metadata(path)
+    metadata["vocabulary"] = json.dumps([*json.loads(metadata["vocabulary"]), "zebra"])
+    save(load_file(path), path, metadata)
+    with pytest.raises(WeightsError, match="words in the header for"):
+        mini.load(tmp_path, torch.device("cpu"))
