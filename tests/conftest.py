@@ -71,3 +71,42 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{name}.safetensors"
         save(tensors, path, {key: json.dumps(value) for key, value in header.items()})
     return folder
+
+
+DRAWN = {  # object -> (its icon's name in the sets, SVG on a 32 x 32 canvas)
+    "apple": ("red-apple", '<circle cx="20" cy="18" r="9" fill="#d02020"/>'),
+    "cat": ("cat-face", '<rect x="3" y="5" width="14" height="14" fill="#808080"/>'),
+    "tree": ("deciduous-tree", '<path d="M16 2 L30 30 L2 30 Z" fill="#20a040"/>'),
+    "key": ("key", '<rect x="2" y="12" width="28" height="8" fill="#e0c020"/>'),
+    "ring": ("ring", '<circle cx="16" cy="16" r="10" fill="none" stroke="#c0a030" stroke-width="5"/>'),
+    "balloon": ("balloon", '<ellipse cx="16" cy="16" rx="9" ry="13" fill="#e04080"/>'),
+    "house": ("house", '<path d="M4 30 V14 L16 4 L28 14 V30 Z" fill="#a06040"/>'),
+    "star": ("star", '<path d="M16 1 L20 12 L31 16 L20 20 L16 31 L12 20 L1 16 L12 12 Z" fill="#f0d040"/>'),
+    "scissors": ("scissors", '<path d="M4 4 L28 28 M28 4 L4 28" stroke="#606060" stroke-width="4"/>'),
+    "orange": ("tangerine", '<circle cx="16" cy="16" r="13" fill="#f08020"/>'),
+}
+
+
+@pytest.fixture(scope="session")
+def icon_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two unpacked npm packages that draw the objects of `DRAWN`, in the layout of iconify."""
+    folder = tmp_path_factory.mktemp("packages")
+    for package in ("@iconify-json/fluent-emoji-flat", "@iconify-json/fluent-emoji"):
+        at = folder / package.rpartition("/")[2] / "package"
+        at.mkdir(parents=True)
+        icons = {icon: {"body": body} for icon, body in DRAWN.values()}
+        (at / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
+        (at / "package.json").write_text(json.dumps({"name": package, "version": "1.2.3"}))
+        (at / "info.json").write_text(json.dumps({"license": {"spdx": "MIT"}}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def atlas_folder(icon_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The atlas that `prepare` makes of `icon_sets`."""
+    from limner.data.world.art import prepare
+
+    folder = tmp_path_factory.mktemp("atlas")
+    objects = {name: icon for name, (icon, _) in DRAWN.items()}
+    prepare(folder, objects, styles=("flat", "glossy"), source=icon_sets)
+    return folder

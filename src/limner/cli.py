@@ -111,10 +111,9 @@ def replay(
 ) -> None:
     """Draw a saved picture again from what its file says, and compare. Exit code 1 if any pixel differs."""
     from limner.pipeline import replay as again
-    from limner.pipeline.postprocess import read_record
     from limner.pipeline.run import load
 
-    named = read_record(file).request.model or "mini"
+    named = again.read_record(file).request.model or "mini"
     done = again.replay(file, load(named if model is None else model))
     if out is not None:
         for path in done.result.save(out, grid=done.record.grid):
@@ -143,7 +142,7 @@ def words(
         table.add_row(name, kind, ", ".join(synonyms), art)
     console = _console(stderr=False)
     console.print(table)
-    _console().print(f"{len(rows)} words", style="dim")
+    _console().print(f"{len(rows)} word{'s' if len(rows) > 1 else ''}", style="dim")
 
 
 @world.command()

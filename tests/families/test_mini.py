@@ -69,8 +69,8 @@ def test_nothing_drawable_is_refused(model: Mini, prompt: str) -> None:
 
 
 def test_nothing_drawable_says_which_words_and_what_is_near(model: Mini) -> None:
-    with pytest.raises(RequestError, match=r'"bycicle": not in the lexicon; nearest: bicycle.*limner words'):
-        model.plan(replace(ORDER, prompt="a bycicle"))
+    with pytest.raises(RequestError, match=r'"bicicle": not in the lexicon; nearest: bicycle.*limner words'):
+        model.plan(replace(ORDER, prompt="a bicicle"))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_every_wish_changes_the_picture(model: Mini) -> None:
 
 def test_a_folder_without_one_of_the_files(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "base.safetensors", tmp_path)
-    with pytest.raises(WeightsError, match="has no upscaler.safetensors. A model folder holds"):
+    with pytest.raises(WeightsError, match=r"has no upscaler\.safetensors\. A model folder holds"):
         mini.load(tmp_path, torch.device("cpu"))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def timestep_embedding(
-    timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000
+    timestep: Float[Tensor, " b"], width: int, *, period: float = 10_000.0
 ) -> Float[Tensor, "b d"]:
     """Cosines, then sines, at width / 2 frequencies that fall from 1 towards 1 / period (Ho et al. 2020)."""
     half = width // 2

@@ -1,4 +1,4 @@
-"""Pictures to files that say how they were made, and back to the request that made them.
+"""Pictures to files that say how they were made; `replay` reads them back.
 
 Every PNG carries two texts: `parameters`, the "infotext" that AUTOMATIC1111's web UI and many other programs
 read, and `limner`, the request as JSON, from which `limner replay` draws the picture again.
@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import unicodedata
 from dataclasses import dataclass
 from itertools import count
@@ -99,79 +99,34 @@ def save(image: Image.Image, folder: Path, record: Record) -> Path:
         ) from None
 
 
-def read_record(path: Path) -> Record:
-    """What a picture saved by Limner says about itself.
-
-    Raises RequestError for a file that is missing, no whole PNG, or without a request of ours.
-    """
-    text = _texts(path).get("limner")
-    if text is None:
-        raise RequestError(
-            f"{path} carries no Limner request; only pictures that Limner saved as PNG can be replayed"
-        )
-    try:
-        told = json.loads(text)
-        request, weights, grid, version = (told[key] for key in ("request", "weights", "grid", "version"))
-    except (ValueError, KeyError, TypeError):
-        raise RequestError(f"the Limner request in {path} is damaged") from None
-    if not (isinstance(request, dict) and isinstance(weights, str) and isinstance(grid, bool)):
-        raise RequestError(f"the Limner request in {path} is damaged")
-    return Record(request=Request.from_dict(request), weights=weights, grid=grid, version=str(version))
-
-
-def read_request(path: str | Path) -> Request:
-    """The request that drew a saved picture, every choice made. Raises as `read_record` does."""
-    return read_record(Path(path)).request
-
-
-def _texts(path: Path) -> dict[str, str]:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            texts = getattr(image, "text", {})
-    except FileNotFoundError:
-        raise RequestError(f"there is no file {path}") from None
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise RequestError(f"{path} is not a whole picture: {error}") from None
-    return {str(key): str(value) for key, value in texts.items()}
-
-
 def _write_new(folder: Path, name: str, data: bytes) -> Path:
     """Write beside, then link into place, which fails where a file exists: then the next number is tried."""
-    descriptor, beside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
+    beside = folder / f".{secrets.token_hex(8)}.partial"
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(beside).chmod(0o666 & ~_umask())
+        beside.write_bytes(data)
         for number in count(_last_number(folder) + 1):
             path = folder / f"{number:05d}-{name}"
             with contextlib.suppress(FileExistsError):
                 _link(beside, path)
                 return path
     finally:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
     raise AssertionError("unreachable: the numbers do not end")
 
 
-def _link(beside: str, path: Path) -> None:
+def _link(beside: Path, path: Path) -> None:
     try:
         os.link(beside, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         path.touch(exist_ok=False)
-        Path(beside).replace(path)
+        beside.replace(path)
 
 
 def _last_number(folder: Path) -> int:
     numbers = (re.match(r"(\d{5,})-", path.name) for path in folder.iterdir())
     return max((int(match[1]) for match in numbers if match), default=0)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _slug(prompt: str) -> str:

@@ -1,12 +1,15 @@
-"""Draw a saved picture again and see whether it is the same."""
+"""From a saved picture back to its request; draw that again and see whether it is the same."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from limner.pipeline.postprocess import Record, read_record
+from limner.errors import RequestError
+from limner.pipeline.postprocess import Record
+from limner.pipeline.request import Request
 from limner.pipeline.result import Result
 from limner.pipeline.run import Pipeline
 
@@ -32,6 +35,48 @@ class Replay:
         if self.result.weights != self.record.weights:
             told += f"; it was drawn by the weights {self.record.weights}, these are {self.result.weights}"
         return told
+
+
+def read_record(path: Path) -> Record:
+    """What a picture saved by Limner says about itself.
+
+    Raises RequestError for a file that is missing, no whole PNG, or without a request of ours.
+    """
+    text = _texts(path).get("limner")
+    if text is None:
+        raise RequestError(
+            f"{path} carries no Limner request; only pictures that Limner saved as PNG can be replayed"
+        )
+    try:
+        told = json.loads(text)
+        request, weights, grid, version = (told[key] for key in ("request", "weights", "grid", "version"))
+    except (ValueError, KeyError, TypeError):
+        raise RequestError(f"the Limner request in {path} is damaged") from None
+    if not (isinstance(request, dict) and isinstance(weights, str) and isinstance(grid, bool)):
+        raise RequestError(f"the Limner request in {path} is damaged")
+    return Record(request=Request.from_dict(request), weights=weights, grid=grid, version=str(version))
+
+
+def read_request(path: str | Path) -> Request:
+    """The request that drew a saved picture, every choice made. Raises as `read_record` does."""
+    return read_record(Path(path)).request
+
+
+def _texts(path: Path) -> dict[str, str]:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            texts = getattr(image, "text", {})
+    except FileNotFoundError:
+        raise RequestError(f"there is no file {path}") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow raises for broken files
+        raise RequestError(f"{path} is not a whole picture: {error}") from None
+    return {str(key): str(value) for key, value in texts.items()}
 
 
 def replay(path: Path, pipeline: Pipeline) -> Replay:

@@ -1,6 +1,5 @@
 """Request: everything that decides a picture, as one frozen value."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -38,28 +37,7 @@ class Request:
     model: str | None = None  # a family, or a folder with weights; None is whichever model draws it
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(text := getattr(self, name), str):
-                raise RequestError(f"{name} is text, got {text!r}")
-            if len(text) > LONGEST_PROMPT:
-                raise RequestError(f"{name} has {len(text)} characters; {LONGEST_PROMPT} is the most")
-        for name in ("sampler", "style", "model"):
-            if not isinstance(text := getattr(self, name), str | None):
-                raise RequestError(f"{name} is a name, got {text!r}")
-        _check_whole("count", self.count, 1, 64)
-        if self.seed is not None:
-            _check_whole("seed", self.seed, 0, SEED_LIMIT - self.count)
-        if self.steps is not None:
-            _check_whole("steps", self.steps, 1, 1000)
-        if self.guidance is not None:
-            _check_guidance(self.guidance)
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise RequestError(f'there is no sampler "{self.sampler}"{suggestion(self.sampler, SAMPLERS)}')
-        if self.size is not None:
-            if not isinstance(self.size, tuple) or len(self.size) != 2:
-                raise RequestError(f"size is (height, width) in pixels, got {self.size!r}")
-            for name, side in zip(("height", "width"), self.size, strict=True):
-                _check_whole(name, side, 16, 8192)
+        _check({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Request":
@@ -85,7 +63,10 @@ class Request:
             values["size"] = parse_size(size)
         elif isinstance(size, list):
             values["size"] = tuple(size)
-        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks the types
+        _check({field.name: field.default for field in fields(cls)} | values)
+        if type(values.get("guidance")) is int:
+            values["guidance"] = float(values["guidance"])  # type: ignore[arg-type]  # just checked
+        return cls(**values)  # type: ignore[arg-type]  # just checked
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; `from_dict` gives the same request back."""
@@ -95,19 +76,44 @@ class Request:
 
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from "192" or "WIDTHxHEIGHT", as people write it. Raises RequestError otherwise."""
-    match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,6})(?:\s*[xX×]\s*([0-9]{1,6}))?\s*", text)
     if match is None:
         raise RequestError(f'a size is a side such as 192 or WIDTHxHEIGHT such as 192x192, got "{text}"')
     width = int(match[1])
     return (int(match[2]) if match[2] else width), width
 
 
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
+def _check(values: Mapping[str, object]) -> None:
+    """Raise RequestError unless these values, one for each field, are a request."""
+    for name in ("prompt", "negative_prompt"):
+        text = values[name]
+        if not isinstance(text, str):
+            raise RequestError(f"{name} is text, got {text!r}")
+        if len(text) > LONGEST_PROMPT:
+            raise RequestError(f"{name} has {len(text)} characters; {LONGEST_PROMPT} is the most")
+    for name in ("sampler", "style", "model"):
+        if not isinstance(values[name], str | None):
+            raise RequestError(f"{name} is a name, got {values[name]!r}")
+    count = _whole("count", values["count"], 1, 64)
+    if values["seed"] is not None:
+        _whole("seed", values["seed"], 0, SEED_LIMIT - count)
+    if values["steps"] is not None:
+        _whole("steps", values["steps"], 1, 1000)
+    if (guidance := values["guidance"]) is not None:
+        number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+        if not number or not 0 <= guidance <= 30:  # type: ignore[operator]  # false for NaN, too
+            raise RequestError(f"guidance is a number from 0 to 30, got {guidance!r}")
+    sampler = values["sampler"]
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
+        raise RequestError(f'there is no sampler "{sampler}"{suggestion(sampler, SAMPLERS)}')
+    if (size := values["size"]) is not None:
+        if not isinstance(size, tuple) or len(size) != 2:
+            raise RequestError(f"size is (height, width) in pixels, got {size!r}")
+        for name, side in zip(("height", "width"), size, strict=True):
+            _whole(name, side, 16, 8192)
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise RequestError(f"{name} is a whole number from {low} to {high}, got {value!r}")
-
-
-def _check_guidance(value: object) -> None:
-    number = type(value) in (int, float)
-    if not number or not math.isfinite(value) or not 0 <= value <= 30:  # type: ignore[arg-type, operator]
-        raise RequestError(f"guidance is a number from 0 to 30, got {value!r}")
+    return value

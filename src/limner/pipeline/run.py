@@ -82,7 +82,7 @@ class Pipeline:
             request,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             steps=defaults.steps if request.steps is None else request.steps,
-            guidance=defaults.guidance if request.guidance is None else float(request.guidance),
+            guidance=defaults.guidance if request.guidance is None else request.guidance,
             sampler=request.sampler or defaults.sampler,
             size=request.size or defaults.size,
             model=self.name,

@@ -214,7 +214,7 @@ def _render_style(
 
 
 def _render_letters(folder: Path) -> None:
-    """Capital letters in the font that Pillow carries (Aileron, CC0), each filling the height of its tile."""
+    """Capital letters in the font that Pillow carries (Aileron, CC0), on the lower edge, nine tenths high."""
     top = max(SIZES)
     font = ImageFont.load_default(size=top * 1.3)
     *_, baseline = font.getbbox("H")

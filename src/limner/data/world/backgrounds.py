@@ -113,43 +113,43 @@ def _space(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
 def _sea(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     air = _vertical(y, _rgb(150, 206, 246), _rgb(226, 242, 252)).expand(len(texture), -1, -1, -1)
     level = 0.40 + 0.08 * texture[:, 0]
-    water = _over(air, _rgb(36, 112, 184), _below(x, y, level, 0.008, 5, texture[:, 1]))
-    return _over(water, _rgb(24, 88, 158), _below(x, y, level + 0.25, 0.012, 3, texture[:, 2]))
+    water = _over(air, _rgb(36, 112, 184), _below(x, y, level, 0.008, 5.0, texture[:, 1]))
+    return _over(water, _rgb(24, 88, 158), _below(x, y, level + 0.25, 0.012, 3.0, texture[:, 2]))
 
 
 def _beach(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     air = _vertical(y, _rgb(120, 196, 246), _rgb(226, 242, 252)).expand(len(texture), -1, -1, -1)
     level = 0.34 + 0.06 * texture[:, 0]
-    water = _over(air, _rgb(46, 148, 200), _below(x, y, level, 0.0, 1, texture[:, 1]))
+    water = _over(air, _rgb(46, 148, 200), _below(x, y, level, 0.0, 1.0, texture[:, 1]))
     return _over(water, _rgb(240, 214, 156), _below(x, y, level + 0.2, 0.02, 1.5, texture[:, 2]))
 
 
 def _grass(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     air = _vertical(y, _rgb(134, 200, 246), _rgb(216, 238, 250)).expand(len(texture), -1, -1, -1)
     level = 0.44 + 0.08 * texture[:, 0]
-    hills = _over(air, _rgb(132, 196, 92), _below(x, y, level, 0.04, 1, texture[:, 1]))
+    hills = _over(air, _rgb(132, 196, 92), _below(x, y, level, 0.04, 1.0, texture[:, 1]))
     return _over(hills, _rgb(96, 170, 70), _below(x, y, level + 0.22, 0.03, 1.3, texture[:, 2]))
 
 
 def _snow(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     air = _vertical(y, _rgb(150, 178, 208), _rgb(206, 222, 236)).expand(len(texture), -1, -1, -1)
     level = 0.52 + 0.08 * texture[:, 0]
-    ground = _over(air, _rgb(244, 248, 252), _below(x, y, level, 0.03, 1, texture[:, 1]))
+    ground = _over(air, _rgb(244, 248, 252), _below(x, y, level, 0.03, 1.0, texture[:, 1]))
     return _over(ground, _rgb(252, 254, 255), _dots(x, y, _points(texture, 2, 11), 0.014))
 
 
 def _desert(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     air = _vertical(y, _rgb(250, 190, 120), _rgb(254, 228, 178)).expand(len(texture), -1, -1, -1)
     level = 0.48 + 0.08 * texture[:, 0]
-    dunes = _over(air, _rgb(226, 166, 94), _below(x, y, level, 0.06, 1, texture[:, 1]))
+    dunes = _over(air, _rgb(226, 166, 94), _below(x, y, level, 0.06, 1.0, texture[:, 1]))
     return _over(dunes, _rgb(204, 140, 72), _below(x, y, level + 0.2, 0.05, 1.4, texture[:, 2]))
 
 
 def _room(x: Tensor, y: Tensor, texture: Tensor) -> Tensor:
     wall = _vertical(y, _rgb(232, 222, 206), _rgb(240, 232, 218)).expand(len(texture), -1, -1, -1)
     level = 0.66 + 0.06 * texture[:, 0]
-    floor = _over(wall, _rgb(250, 250, 248), _below(x, y, level - 0.03, 0.0, 1, texture[:, 1]))
-    floor = _over(floor, _rgb(176, 122, 78), _below(x, y, level, 0.0, 1, texture[:, 1]))
+    floor = _over(wall, _rgb(250, 250, 248), _below(x, y, level - 0.03, 0.0, 1.0, texture[:, 1]))
+    floor = _over(floor, _rgb(176, 122, 78), _below(x, y, level, 0.0, 1.0, texture[:, 1]))
     left = 0.12 + 0.5 * texture[:, 3, None, None]
     inside = torch.minimum(torch.minimum(x - left, left + 0.26 - x), torch.minimum(y - 0.1, 0.4 - y))
     window = (inside * y.shape[-1] + 0.5).clamp(0, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from limner.data.world.art import LETTERS, Atlas
 from limner.data.world.backgrounds import SETTINGS
 from limner.data.world.scene import COLOURS, KINDS, LAYOUTS, Scenes
+from limner.text.lexicon import load_lexicon
 from limner.text.nouns import with_article
 
 COUNTS = ("a", "two", "three", "four", "five")
@@ -129,7 +130,10 @@ class Captioner:
         words.append(noun.name)
         if count == 1:
             other = noun.synonyms and rng.random() < self.config.synonym
-            text.append(rng.choice(noun.synonyms) if other else noun.singular)
+            said = rng.choice(noun.synonyms) if other else noun.singular
+            if text and load_lexicon().has(f"{text[-1]} {said.split()[0]}"):
+                said = noun.singular  # "green grass hut" would be read as a hut on green grass
+            text.append(said)
             if bare:
                 return " ".join(text), words
             return with_article(" ".join(text)), [COUNTS[0], *words]

@@ -110,7 +110,7 @@ class World:
             self._anchors[row, : len(places)] = torch.tensor(places)
         self._luminance = self._mean_luminance()
 
-    # -- sampling ---------------------------------------------------------------------------------------------
+    # -- sampling --------------------------------------------------------------------------------------------
 
     def sample(self, count: int, generator: torch.Generator, *, unseen: bool = False) -> Scenes:
         """Draw `count` scenes, none of which breaks the held-out rule; with `unseen=True`, all of them do.
@@ -125,8 +125,8 @@ class World:
             redrawn = self._draw(len(rows), generator)
             for f in fields(Scenes):
                 getattr(scenes, f.name)[rows] = getattr(redrawn, f.name)
-        objects = len(self.atlas.objects)
-        raise DataError(f"{objects} objects are too few for scenes that keep the held-out rule; add some.")
+        wanted = f"{'break' if unseen else 'keep'} the held-out rule"
+        raise DataError(f"{len(self.atlas.objects)} objects are too few for scenes that {wanted}; add some.")
 
     def _repeats(self, scenes: Scenes) -> Bool[Tensor, " b"]:
         """Whether two groups of a scene drew the same object."""
@@ -224,7 +224,7 @@ class World:
         split = torch.where(first_alone[layout], 1, 2)[:, None]  # places before the split are the first group
         return torch.where((kind == names.index("group relation"))[:, None], (places >= split).long(), group)
 
-    # -- drawing ----------------------------------------------------------------------------------------------
+    # -- drawing ---------------------------------------------------------------------------------------------
 
     def render(
         self, scenes: Scenes, size: int
@@ -358,9 +358,10 @@ def held_out(
 ) -> Bool[Tensor, "a r b"]:
     """The rule of what is never trained on: 5 % of all triples, by a hash of their names.
 
-    A triple is held out when splitmix64(h(first) + 3 h(relation) + 7 h(second)) is divisible by 20, where h
-    is the first eight bytes of BLAKE2b. Mirror images are one case: "a right of b" is looked up as "b left of
-    a".
+    A triple is held out when mix(h(first) + 3 h(relation) + 7 h(second)) is divisible by 20, where h is the
+    8-byte BLAKE2b digest, mix is the finaliser of SplitMix64 (Steele et al. 2014) with shifts of 30, 30 and
+    31, and every number is a signed one of 64 bits. Mirror images are one case: "a right of b" is looked up
+    as "b left of a".
     """
 
     def hashes(names: tuple[str, ...]) -> Tensor:
@@ -368,7 +369,6 @@ def held_out(
         return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests])
 
     x = hashes(first)[:, None, None] + 3 * hashes(relation)[None, :, None] + 7 * hashes(second)[None, None, :]
-    # splitmix64 (Steele et al. 2014) in signed 64-bit numbers
     for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
         x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * multiplier
-    return (x ^ ((x >> 31) & 0x1FFFFFFFF)).remainder(20) == 0
+    return (x ^ ((x >> 31) & 0x1FFFFFFFF)).remainder(20) == 0  # the masks make the shifts unsigned

@@ -6,7 +6,7 @@ from pathlib import Path
 from limner.data.world.art import DEFAULT_FOLDER, Atlas, load_atlas
 from limner.data.world.caption import Noun
 from limner.errors import DataError
-from limner.text.lexicon import load_lexicon
+from limner.text.lexicon import Entry, load_lexicon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +25,11 @@ def load(config: DrawnConfig, sizes: tuple[int, ...] = (16, 32, 64)) -> tuple[At
     entries = [entry for entry in load_lexicon().entries if entry.core or config.objects == "all"]
     names = [entry.name for entry in entries]
     atlas = load_atlas(Path(config.folder), objects=names, styles=config.styles, sizes=sizes)
-    nouns = []
-    for entry in entries:
-        _, singular = entry.singular.split(" ", 1)  # without its article
-        synonyms = () if entry.one else entry.synonyms  # "a pair of jeans" has no other name
-        nouns.append(Noun(name=entry.name, singular=singular, plural=entry.plural, synonyms=synonyms))
-    return atlas, nouns
+    return atlas, [noun(entry) for entry in entries]
+
+
+def noun(entry: Entry) -> Noun:
+    """What the captions may call an entry of the lexicon."""
+    _, singular = entry.singular.split(" ", 1)  # without its article
+    synonyms = () if entry.one else entry.synonyms  # "a pair of jeans" has no other name
+    return Noun(name=entry.name, singular=singular, plural=entry.plural, synonyms=synonyms)

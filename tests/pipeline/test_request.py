@@ -1,0 +1,115 @@
+"""Requests: what is one, and what is said about what is none."""
+
+import json
+import math
+
+import pytest
+
+from limner.errors import RequestError
+from limner.pipeline.request import ALIASES, Request, parse_size
+
+
+def test_defaults_leave_choices_open() -> None:
+    request = Request(prompt="a cat")
+    assert (request.count, request.negative_prompt) == (4, "")
+    assert {getattr(request, name) for name in ("seed", "steps", "guidance", "sampler", "size", "model")} == {
+        None
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": 3}, "prompt is text, got 3"),
+        ({"prompt": "a" * 10_001}, "10001 characters; 10000 is the most"),
+        ({"negative_prompt": None}, "negative_prompt is text"),
+        ({"count": 0}, "count is a whole number from 1 to 64, got 0"),
+        ({"count": 65}, "count"),
+        ({"count": True}, "count"),
+        ({"count": 2.0}, "count"),
+        ({"seed": -1}, "seed is a whole number from 0"),
+        ({"seed": 2**63 - 3, "count": 4}, "seed"),
+        ({"seed": "7"}, "seed"),
+        ({"steps": 0}, "steps is a whole number from 1 to 1000, got 0"),
+        ({"steps": -5}, "got -5"),
+        ({"steps": 1001}, "steps"),
+        ({"guidance": -0.1}, "guidance is a number from 0 to 30, got -0.1"),
+        ({"guidance": 31}, "guidance"),
+        ({"guidance": math.nan}, "guidance"),
+        ({"guidance": math.inf}, "guidance"),
+        ({"guidance": True}, "guidance"),
+        ({"guidance": "3"}, "guidance"),
+        ({"sampler": "dpmp_2m"}, 'no sampler "dpmp_2m"; did you mean "dpmpp_2m"'),
+        ({"sampler": "qqqq"}, 'no sampler "qqqq"; known: ddim, ddpm, euler,'),
+        ({"sampler": 3}, "sampler is a name"),
+        ({"style": 3}, "style is a name"),
+        ({"size": 192}, r"size is \(height, width\)"),
+        ({"size": (192,)}, r"size is \(height, width\)"),
+        ({"size": (192, 8)}, "width is a whole number from 16 to 8192, got 8"),
+        ({"size": (99999, 192)}, "height"),
+    ],
+)
+def test_what_is_no_request(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_dict({"prompt": "a cat", **change})
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 64), (2**63 - 4, 4)])
+def test_the_edges_are_inside(seed: int, count: int) -> None:
+    assert Request(prompt="", seed=seed, count=count, steps=1000, guidance=30.0, size=(16, 8192)).seed == seed
+
+
+def test_dict_round_trip_through_json() -> None:
+    request = Request(
+        prompt="ein Löwe",
+        negative_prompt="a dog",
+        seed=7,
+        count=2,
+        steps=9,
+        guidance=2.5,
+        sampler="heun",
+        size=(64, 96),
+        style="flat",
+        model="mini",
+    )
+    assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    assert Request.from_dict(Request(prompt="x").to_dict()) == Request(prompt="x")
+
+
+def test_whole_guidance_becomes_a_float() -> None:
+    assert type(Request.from_dict({"prompt": "a", "guidance": 2}).guidance) is float
+
+
+def test_aliases() -> None:
+    said = {"prompt": "a cat", "num_inference_steps": 5, "guidance_scale": 2.0, "n": 3, "size": "96x64"}
+    assert Request.from_dict(said) == Request(prompt="a cat", steps=5, guidance=2.0, count=3, size=(64, 96))
+    assert Request.from_dict({"prompt": "a cat", "num_images_per_prompt": 2}).count == 2
+    assert set(ALIASES.values()) <= set(Request.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "needs a prompt"),
+        ({"prompt": "a", "step": 3}, 'has no "step"; did you mean "steps"'),
+        ({"prompt": "a", "guidance_scal": 3}, 'did you mean "guidance_scale"'),
+        ({"prompt": "a", "zzz": 3}, "known: prompt, negative_prompt, seed"),
+        ({"prompt": "a", "steps": 3, "num_inference_steps": 4}, '"steps" is given twice'),
+    ],
+)
+def test_from_dict_is_strict(data: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("192", (192, 192)), ("640x480", (480, 640)), (" 64 X 32 ", (32, 64)), ("2×3", (3, 2))]
+)
+def test_sizes_as_people_write_them(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "192x", "-3", "1.5", "1x2x3", "big", "٣"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(RequestError, match="a size is a side"):
+        parse_size(text)
