@@ -1,8 +1,8 @@
 """Sheets of the built-in model's pictures, for a person to look at.
 
-    python scripts/sheets.py readme                 docs/sheet.png, four pictures for each prompt named in README.md
-    python scripts/sheets.py objects --out FOLDER   40 prompts "a OBJECT on a COLOUR background", without their names
-    python scripts/sheets.py relations --out FOLDER 20 prompts with two objects, likewise
+    python scripts/sheets.py readme                  docs/sheet.png: four pictures for each of README.md's prompts
+    python scripts/sheets.py objects --out FOLDER    40 prompts "a OBJECT on a COLOUR background", unnamed
+    python scripts/sheets.py relations --out FOLDER  20 prompts with two objects, likewise
 
 The counting sheets carry no names, so that whoever counts writes down what is seen before opening key.txt.
 """
@@ -11,6 +11,8 @@ import argparse
 import random
 import re
 from pathlib import Path
+
+from PIL import Image
 
 import limner
 from limner.data.world.scene import COLOURS, RELATIONS
@@ -31,9 +33,8 @@ def readme_prompts() -> list[str]:
 def object_prompts(objects: list[str], count: int, rng: random.Random) -> list[str]:
     """Prompts over `count` different objects drawn at random."""
     entry = load_lexicon().entry
-    return [
-        f"{entry(name).singular} on {with_article(rng.choice(COLOURS))} background" for name in rng.sample(objects, count)
-    ]
+    names = rng.sample(objects, count)
+    return [f"{entry(name).singular} on {with_article(rng.choice(COLOURS))} background" for name in names]
 
 
 def relation_prompts(objects: list[str], count: int, rng: random.Random) -> list[str]:
@@ -49,7 +50,8 @@ def relation_prompts(objects: list[str], count: int, rng: random.Random) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("what", choices=("readme", "objects", "relations"))
     parser.add_argument("--model", default="mini", help="a built-in model, or a folder of weights")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts and the pictures")
@@ -57,17 +59,19 @@ def main() -> None:
     options = parser.parse_args()
     pipe = limner.load(options.model)
     objects, rng = sorted(pipe.model.objects), random.Random(options.seed)
+
+    def draw(prompts: list[str]) -> list[Image.Image]:
+        return [image for prompt in prompts for image in pipe(prompt, seed=options.seed, count=4).images]
+
     if options.what == "readme":
-        pictures = [image for prompt in readme_prompts() for image in pipe(prompt, seed=options.seed, count=4).images]
-        small = [image.resize((128, 128)) for image in pictures]
+        small = [image.resize((128, 128)) for image in draw(readme_prompts())]
         sheet(small, columns=8).quantize(256).save(ROOT / "docs" / "sheet.png", optimize=True)
         return
     make, count = (object_prompts, 40) if options.what == "objects" else (relation_prompts, 20)
     prompts = make(objects, count, rng)
     options.out.mkdir(parents=True, exist_ok=True)
     for start in range(0, count, PER_SHEET):
-        some = prompts[start : start + PER_SHEET]
-        pictures = [image for prompt in some for image in pipe(prompt, seed=options.seed, count=4).images]
+        pictures = draw(prompts[start : start + PER_SHEET])
         sheet(pictures, columns=8).save(options.out / f"{options.what}-{start // PER_SHEET + 1}.png")
     lines = [f"{index + 1:2d} {prompt}" for index, prompt in enumerate(prompts)]
     (options.out / "key.txt").write_text("\n".join(lines) + "\n")

@@ -20,6 +20,52 @@ TINY = PixelDiTConfig(
 )
 
 
+NAMES = [
+    "blocks.0.k_scale",
+    "blocks.0.mlp.inner.weight",
+    "blocks.0.mlp.out.weight",
+    "blocks.0.modulation",
+    "blocks.0.norm1.scale",
+    "blocks.0.norm2.scale",
+    "blocks.0.out.weight",
+    "blocks.0.q_scale",
+    "blocks.0.qkv.weight",
+    "blocks.0.text_kv.weight",
+    "head.0.bias",
+    "head.0.weight",
+    "head.2.bias",
+    "head.2.weight",
+    "head.4.bias",
+    "head.4.weight",
+    "modulation.bias",
+    "modulation.weight",
+    "modulation_out.bias",
+    "modulation_out.weight",
+    "norm.scale",
+    "patch_in.weight",
+    "patch_out.bias",
+    "patch_out.weight",
+    "pooled_in.bias",
+    "pooled_in.weight",
+    "position",
+    "text.blocks.0.mlp.inner.weight",
+    "text.blocks.0.mlp.out.weight",
+    "text.blocks.0.norm1.scale",
+    "text.blocks.0.norm2.scale",
+    "text.blocks.0.out.weight",
+    "text.blocks.0.qkv.weight",
+    "text.norm.scale",
+    "text.position",
+    "text.token.weight",
+    "time_in.bias",
+    "time_in.weight",
+    "time_out.bias",
+    "time_out.weight",
+    "token_in.bias",
+    "token_in.weight",
+]
+
+
 def network(config: PixelDiTConfig = TINY, *, awake: bool = True) -> PixelDiT:
     """Initialised; `awake` also gives the silent branches random weights."""
     model = PixelDiT(config)
@@ -144,6 +190,3 @@ def test_parameter_names_are_those_of_published_weights() -> None:
 def test_shapes_that_do_not_divide(change: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(TINY, **change)
-
-
-NAMES: list[str] = []

@@ -30,6 +30,7 @@ class LoopConfig:
     device: str = "auto"  # auto, cpu, cuda or mps
     precision: str = "auto"  # auto, float32 or bfloat16 (autocast over float32 weights)
     compile: bool = False  # torch.compile the loss
+    start: str = ""  # published weights.safetensors to begin with; empty begins with random weights
     ema: float = 0.06  # width of the averaging window of the weights, as a share of the pictures seen
     checkpoint_seconds: float = 60.0  # between checkpoints
     sheet_seconds: float = 240.0  # between sheets of samples

@@ -18,6 +18,7 @@ from limner.train.objectives import Objective
 from limner.train.optim import optimizers, rate
 from limner.util.devices import autocast, pick_device
 from limner.util.rng import mix
+from limner.weights import files
 
 LossOf = Callable[[Any], dict[str, torch.Tensor]]
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,8 +42,8 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
     """Train until `run.loop.images` pictures were seen; checkpoints and sheets go to `folder`.
 
     The data of step i follows from the seed and i alone, so a resumed run continues bit for bit on the CPU.
-    Closing the iterator saves a checkpoint. The last step also writes weights.safetensors: the averaged
-    weights in bfloat16 with the configuration in the header.
+    Closing the iterator saves a checkpoint. Beside each checkpoint stands weights.safetensors: the averaged
+    weights in bfloat16 with the configuration in the header, ready to be drawn with.
 
     Raises ConfigError for a setting that cannot be met and for a folder that holds another run, WeightsError
     when there is nothing that fits to resume.
@@ -65,6 +66,8 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
         clock |= state.load(checkpoint, model, ema, optims)
     elif checkpoint.exists():
         raise ConfigError(f"{folder} already holds a run; continue it with --resume, or choose another.")
+    elif loop.start:
+        state.start_from(Path(loop.start), model, ema, objective.published())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(to_dict(run), indent=1))
     log = Log(folder, clock)
@@ -103,12 +106,11 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
             now = time.monotonic()
             if done or now - saved_at > loop.checkpoint_seconds:
                 state.save(checkpoint, model, ema, optims, clock)
+                export(objective, ema, run, clock, folder)
                 saved, saved_at, unsaved = checkpoint, now, False
             if done or now - drawn_at > loop.sheet_seconds:
                 sheet, drawn_at = draw(objective, ema, folder, clock["images_seen"]), now
             speed.tick(loop.batch)
-            if done:
-                export(objective, ema, run, clock, folder)
             yield TrainStep(
                 images_seen=clock["images_seen"],
                 images=loop.images,
@@ -145,10 +147,10 @@ def export(objective: Objective, ema: EMA, run: RunConfig, clock: dict[str, int]
     """Write the averaged weights in bfloat16, with everything needed to use them and to repeat the run."""
     names = objective.published()
     averaged = {name: p for name, p in ema.state().items() if name in names}
-    tensors = {name: p.to(torch.bfloat16).cpu().contiguous() for name, p in averaged.items()}
+    tensors = {name: p.to(torch.bfloat16) for name, p in averaged.items()}
     header = objective.header() | {"run": json.dumps(to_dict(run)), "clock": json.dumps(clock)}
     path = folder / "weights.safetensors"
-    state.write_atomically(path, tensors, header)
+    files.save(tensors, path, header)
     return path
 
 

@@ -1,17 +1,17 @@
 """Checkpoints: all it takes to go on exactly where a run stopped, in a file that is never half there."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from limner.errors import WeightsError
 from limner.train.ema import EMA
+from limner.weights import files
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -21,8 +21,7 @@ def save(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers, clock: 
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"ema.{name}": p for name, p in ema.state().items()}
     tensors |= _optimizer_tensors(model, optimizers)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, tensors, {"clock": json.dumps(clock)})
+    files.save(tensors, path, {"clock": json.dumps(clock)})
 
 
 def load(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers) -> dict[str, int]:
@@ -53,14 +52,25 @@ def load(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers) -> dict
     return clock
 
 
-def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Save safetensors so that `path` holds the old file or the whole new one, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    save_file(tensors, beside, metadata)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+def start_from(path: Path, model: nn.Module, ema: EMA, published: set[str]) -> None:
+    """Begin with the weights that another run published; what is never published stays as initialised.
+
+    Raises WeightsError when a tensor is missing or of another shape.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} holds no published weights to start from: {error}.") from None
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name not in published:
+                continue
+            if name not in tensors or tensors[name].shape != p.shape:
+                raise WeightsError(
+                    f"{path} has no {name} of shape {tuple(p.shape)}: it is of another network."
+                )
+            p.copy_(tensors[name])
+            ema.weights[name].copy_(tensors[name])
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_tiles_are_premultiplied_and_halve_exactly(atlas_folder: Path) -> None:
     tiles = load_atlas(atlas_folder).tiles
     for size in SIZES:
         assert (tiles[size][:, :, :3] <= tiles[size][:, :, 3:]).all()
-    for small, large in zip(SIZES, SIZES[1:], strict=False):
+    for small, large in pairwise(SIZES):
         halved = torch.nn.functional.avg_pool2d(tiles[large].flatten(0, 1).float(), 2)
         assert (halved - tiles[small].flatten(0, 1)).abs().max() <= 1  # each is rounded once
 
@@ -71,7 +72,7 @@ def test_part_of_an_atlas_in_the_order_asked_for(atlas_folder: Path) -> None:
 
 @pytest.mark.parametrize(("objects", "styles"), [(["apple", "dragon"], ["flat"]), (["apple"], ["sticker"])])
 def test_what_an_atlas_lacks_is_named(atlas_folder: Path, objects: list[str], styles: list[str]) -> None:
-    with pytest.raises(DataError, match="dragon|sticker"):
+    with pytest.raises(DataError, match=r"dragon|sticker"):
         load_atlas(atlas_folder, objects=objects, styles=styles)
 
 

@@ -40,7 +40,11 @@ def test_unknown_choice_of_objects(atlas_folder: Path) -> None:
 def test_nouns_that_come_in_pairs() -> None:
     lexicon = load_lexicon()
     scissors, apple = (noun(lexicon.entry(name)) for name in ("scissors", "apple"))
-    assert (scissors.singular, scissors.plural, scissors.synonyms) == ("pair of scissors", "pairs of scissors", ())
+    assert (scissors.singular, scissors.plural, scissors.synonyms) == (
+        "pair of scissors",
+        "pairs of scissors",
+        (),
+    )
     assert (apple.singular, apple.plural) == ("apple", "apples")
 
 

@@ -46,7 +46,7 @@ class DenoiseConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     model: PixelDiTConfig = field(default_factory=PixelDiTConfig)  # vocabulary and labels: from the data
-    t_mean: float = 0.0  # of the logit-normal draw of t; above 0 leans to noise
+    t_mean: float = 0.8  # of the logit-normal draw of t; above 0 leans to noise
     t_std: float = 1.0  # of the same draw
     t_uniform: float = 0.1  # share of t drawn uniformly instead
     drop_text: float = 0.1  # share of pictures trained without their caption, for guidance

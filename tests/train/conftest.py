@@ -1,0 +1,69 @@
+"""Runs that take milliseconds: a small world, small networks, few pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from limner.data.world import source
+from limner.data.world.scene import WorldConfig
+from limner.data.world.source import DrawnConfig
+from limner.models.pixel_dit import PixelDiTConfig
+from limner.models.upscaler import UpscalerConfig
+from limner.text.lexicon import Lexicon, load_lexicon
+from limner.train.config import LoopConfig, RunConfig
+from limner.train.objectives.denoise import DenoiseConfig
+from limner.train.objectives.upscale import UpscaleConfig
+
+OBJECTS = ("apple", "cat", "tree", "balloon", "house", "star")
+
+
+@pytest.fixture(autouse=True)
+def small_lexicon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only six objects of the lexicon are to be drawn."""
+    lexicon = Lexicon(load_lexicon().entry(name) for name in OBJECTS)
+    monkeypatch.setattr(source, "load_lexicon", lambda: lexicon)
+
+
+@pytest.fixture
+def denoise(atlas_folder: Path) -> DenoiseConfig:
+    return DenoiseConfig(
+        data=DrawnConfig(folder=str(atlas_folder)),
+        world=WorldConfig(word=0.2),
+        model=PixelDiTConfig(
+            size=16, patch=4, width=32, depth=2, heads=2, bottleneck=16, text_depth=1, head_channels=8
+        ),
+    )
+
+
+@pytest.fixture
+def upscale(atlas_folder: Path) -> UpscaleConfig:
+    return UpscaleConfig(
+        data=DrawnConfig(folder=str(atlas_folder)),
+        model=UpscalerConfig(factor=2, channels=8, depth=2),
+        size=16,
+        crop=8,
+    )
+
+
+@pytest.fixture
+def loop() -> LoopConfig:
+    """Six steps of four pictures, on the CPU in float32."""
+    return LoopConfig(
+        images=24,
+        batch=4,
+        seed=3,
+        device="cpu",
+        precision="float32",
+        checkpoint_seconds=1e9,
+        sheet_seconds=1e9,
+    )
+
+
+@pytest.fixture(params=["denoise", "upscale"])
+def run(
+    request: pytest.FixtureRequest, loop: LoopConfig, denoise: DenoiseConfig, upscale: UpscaleConfig
+) -> RunConfig:
+    """A run of each objective."""
+    both = RunConfig(name="test", loop=loop, denoise=denoise)
+    return both if request.param == "denoise" else replace(both, denoise=None, upscale=upscale)
