@@ -1,6 +1,6 @@
 """Sheets of the built-in model's pictures, for a person to look at.
 
-    python scripts/sheets.py readme                  docs/sheet.png: four pictures for each of README.md's prompts
+    python scripts/sheets.py readme                  docs/sheet.png: four pictures per prompt of README
     python scripts/sheets.py objects --out FOLDER    40 prompts "a OBJECT on a COLOUR background", unnamed
     python scripts/sheets.py relations --out FOLDER  20 prompts with two objects, likewise
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from limner import __version__, cli
 from limner.cli import app, half_blocks, main
 from limner.errors import ConfigError, DataError, EngineError, RequestError, WeightsError
+from limner.families.mini import DEFAULTS
 from limner.pipeline.replay import read_request
 from limner.train import config as train_config
 from limner.train import loop
@@ -90,7 +91,7 @@ def test_json_is_all_of_standard_output(tiny: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
     assert told["seeds"] == [5, 6]
     assert [Path(path).is_file() for path in (*told["files"], told["grid"])] == [True] * 3
-    assert told["request"]["sampler"] == "dpmpp_2m"
+    assert told["request"]["sampler"] == DEFAULTS.sampler
     assert (len(told["notices"]), len(told["warnings"])) == (1, 1)
     assert told["seconds"] > 0
 

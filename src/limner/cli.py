@@ -167,7 +167,7 @@ def prepare(
         raise DataError(f'--objects is core or all, got "{objects}"')
     drawings = {entry.name: entry.art for entry in load_lexicon().entries if entry.core or objects == "all"}
     chosen = tuple(art.ART_SETS) if styles is None else tuple(name.strip() for name in styles.split(","))
-    target = art.DEFAULT_FOLDER if folder is None else folder
+    target = Path(folder or art.DEFAULT_FOLDER).expanduser()
     with _bar("{task.completed}/{task.total}") as bar:
         tasks = {style: bar.add_task(style, total=len(drawings)) for style in chosen}
         try:

@@ -33,7 +33,7 @@ ART_SETS = {  # style -> npm package
 }
 SIZES = (16, 32, 64, 128, 256)  # tile sides in pixels, each half the next
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-DEFAULT_FOLDER = Path.home() / ".cache" / "limner" / "world"
+DEFAULT_FOLDER = "~/.cache/limner/world"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from limner.text.lexicon import Entry, load_lexicon
 class DrawnConfig:
     """Which part of the drawn world a run learns."""
 
-    folder: str = str(DEFAULT_FOLDER)  # where `limner world prepare` put the atlas
+    folder: str = DEFAULT_FOLDER  # where `limner world prepare` put the atlas
     objects: str = "core"  # core: the few hundred reviewed ones; all: every object of the lexicon
     styles: tuple[str, ...] = ("flat", "glossy")  # names of ART_SETS
 
@@ -24,7 +24,7 @@ def load(config: DrawnConfig, sizes: tuple[int, ...] = (16, 32, 64)) -> tuple[At
         raise DataError(f"objects is 'core' or 'all', got {config.objects!r}.")
     entries = [entry for entry in load_lexicon().entries if entry.core or config.objects == "all"]
     names = [entry.name for entry in entries]
-    atlas = load_atlas(Path(config.folder), objects=names, styles=config.styles, sizes=sizes)
+    atlas = load_atlas(Path(config.folder).expanduser(), objects=names, styles=config.styles, sizes=sizes)
     return atlas, [noun(entry) for entry in entries]
 
 
