@@ -59,7 +59,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     larger = UpscalerConfig(factor=4, channels=8, depth=2)
     base, upscaler = PixelDiT(shape), Upscaler(larger)
     for name, network, config, more in (
-        ("base", base, shape, {"vocabulary": vocabulary, "objects": objects, "styles": ["flat", "glossy"]}),
+        (
+            "base",
+            base,
+            shape,
+            {"vocabulary": vocabulary, "objects": objects, "styles": ["flat", "glossy"], "spells": True},
+        ),
         ("upscaler", upscaler, larger, {"size": 16}),
     ):
         network.initialize(generator)

@@ -73,6 +73,12 @@ def test_nothing_drawable_says_which_words_and_what_is_near(model: Mini) -> None
         model.plan(replace(ORDER, prompt="a bicicle"))
 
 
+def test_words_to_write_are_refused_by_a_model_that_cannot_write(model: Mini) -> None:
+    plan = replace(model, spells=False).plan(replace(ORDER, prompt='a cat with the word "HI"'))
+    assert plan.warnings == ('the prompt says "HI": this model has not learned to write words',)
+    assert replace(model, spells=False).read('a cat with the word "HI"').words == ("a", "cat")
+
+
 @pytest.mark.parametrize(
     "prompt", ["cat", "the beach at night", "a red background", '"HELLO"', "a blue gradient"]
 )

@@ -24,7 +24,7 @@ from limner.text.tokenizers import WordTokenizer
 from limner.util.suggest import suggestion
 from limner.weights import files, header
 
-DEFAULTS = Defaults(steps=24, guidance=2.5, sampler="ddpm", size=(192, 192))  # of the shipped weights
+DEFAULTS = Defaults(steps=16, guidance=2.5, sampler="ddpm", size=(192, 192))  # of the shipped weights
 GRID_SHIFT = 3.0  # of the grid towards noise: flat pictures stay readable there, so shapes are decided early
 UPSCALE_NOISE = 0.05  # how worn the upscaler takes the small picture to be; it was trained on 0 to 0.2
 SIDES = (64, 1024)  # least and most side that may be asked for, in pixels
@@ -50,6 +50,7 @@ class Mini:
     tokenizer: WordTokenizer
     objects: frozenset[str]  # that it has learned
     styles: tuple[str, ...]  # that it has learned
+    spells: bool  # whether it has learned to write words in quotes
     fingerprint: str
     device: torch.device
     path: FlowPath
@@ -66,7 +67,7 @@ class Mini:
         Raises RequestError for a style that the model has not learned, or another than the prompt names.
         """
         reading = load_lexicon().read(prompt, known=self.objects)
-        reading = replace(reading, parts=self._learned_styles(reading.parts))
+        reading = replace(reading, parts=self._learned(reading.parts))
         if style is None:
             return reading
         wanted = self._style(style)
@@ -143,16 +144,20 @@ class Mini:
             )
         return [] if height == native else [f"drawn at {native}x{native} and resized to {width}x{height}"]
 
-    def _learned_styles(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """A style that the model has not learned becomes an unknown word, so that it is reported; the "in"
-        and "style" around it go with it."""
+    def _learned(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """A style, or a word to write, that the model has not learned becomes an unknown word, so that it is
+        reported; the "in", "style" or "with" around it go with it."""
         told = list(parts)
         for index, part in enumerate(parts):
-            if part.kind != "style" or part.words[0] in self.styles:
+            if part.kind == "style" and part.words[0] not in self.styles:
+                nearest, reason = self.styles, NOT_LEARNED
+            elif part.kind == "quote" and not self.spells:
+                nearest, reason = (), "this model has not learned to write words"
+            else:
                 continue
-            unknown = Unknown(word=part.said, position=part.position, nearest=self.styles, reason=NOT_LEARNED)
+            unknown = Unknown(word=part.said, position=part.position, nearest=nearest, reason=reason)
             told[index] = replace(part, kind="unknown", words=(), became=None, unknown=unknown)
-            for beside, word in ((index - 1, "in"), (index + 1, "style")):
+            for beside, word in ((index - 1, "in"), (index + 1, "style"), (index - 1, "with")):
                 if 0 <= beside < len(parts) and parts[beside].words == (word,):
                     told[beside] = replace(parts[beside], kind="dropped", words=())
         return tuple(told)
@@ -191,6 +196,7 @@ def load(folder: Path, device: torch.device) -> Mini:
         tokenizer=WordTokenizer(vocabulary),
         objects=frozenset(header.listed(metadata, "objects", base)),
         styles=header.listed(metadata, "styles", base),
+        spells=metadata.get("spells") == "true",
         fingerprint=header.fingerprint([base, upscaler]),
         device=device,
         path=FlowPath(),

@@ -125,7 +125,7 @@ class Denoise:
         return {name for name, _ in self.model.named_parameters() if not name.startswith("label.")}
 
     def header(self) -> dict[str, str]:
-        """Network shape, vocabulary, objects and styles, and the art that was learned from."""
+        """Network shape, vocabulary, objects, styles, whether it writes, and the art it learned from."""
         shape = replace(self.model.config, labels=0)
         atlas = self.world.atlas
         return {
@@ -133,6 +133,7 @@ class Denoise:
             "vocabulary": json.dumps(self.tokenizer.vocabulary),
             "objects": json.dumps(atlas.objects),
             "styles": json.dumps(atlas.styles),
+            "spells": json.dumps(self.config.world.word > 0),
             "sources": json.dumps(atlas.sources),
         }
 
