@@ -157,9 +157,11 @@ class Mini:
                 continue
             unknown = Unknown(word=part.said, position=part.position, nearest=nearest, reason=reason)
             told[index] = replace(part, kind="unknown", words=(), became=None, unknown=unknown)
-            for beside, word in ((index - 1, "in"), (index + 1, "style"), (index - 1, "with")):
-                if 0 <= beside < len(parts) and parts[beside].words == (word,):
-                    told[beside] = replace(parts[beside], kind="dropped", words=())
+            before = next((j for j in reversed(range(index)) if told[j].words), index)
+            after = next((j for j in range(index + 1, len(told)) if told[j].words), index)
+            for beside, around in ((before, ("in", "with")), (after, ("style",))):
+                if told[beside].words and told[beside].words[0] in around:
+                    told[beside] = replace(told[beside], kind="dropped", words=())
         return tuple(told)
 
     def _style(self, said: str) -> str:
