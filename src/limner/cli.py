@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -35,6 +36,7 @@ ModelOption = Annotated[
     str, typer.Option(help="mini, or a folder with base.safetensors and upscaler.safetensors.")
 ]
 COLUMNS = 24  # characters, and pixels, across one picture of a preview
+CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories of what nobody can see
 FRAME = 0.25  # seconds between two frames of a preview, at least
 
 
@@ -98,7 +100,8 @@ def imagine(
         print(path)
     if not quiet:
         seconds = time.monotonic() - started
-        console.print(f"{len(result.images)} pictures, seed {result.seeds[0]}, {seconds:.1f} s", style="dim")
+        drawn = f"{len(result.images)} picture{'s' if len(result.images) > 1 else ''}"
+        console.print(f"{drawn}, seed {result.seeds[0]}, {seconds:.1f} s", style="dim")
 
 
 @app.command()
@@ -134,9 +137,10 @@ def words(
     """List what a model can draw: words, their category, what else they may be called, the art's name."""
     from rich.table import Table
 
-    rows = [row for row in _words(query, _objects(model)) if category in (None, row[1])]
+    found = _words(query, _objects(model))
+    rows = [row for row in found if category in (None, row[1])]
     if not rows:
-        raise RequestError(_no_words(query, category))
+        raise RequestError(_no_words(query, category, elsewhere=dict.fromkeys(row[1] for row in found)))
     table = Table("word", "category", "also called", "art", box=None, header_style="bold", pad_edge=False)
     for name, kind, synonyms, art in rows:
         table.add_row(name, kind, ", ".join(synonyms), art)
@@ -169,14 +173,16 @@ def prepare(
     chosen = tuple(art.ART_SETS) if styles is None else tuple(name.strip() for name in styles.split(","))
     target = Path(folder or art.DEFAULT_FOLDER).expanduser()
     with _bar("{task.completed}/{task.total}") as bar:
-        tasks = {style: bar.add_task(style, total=len(drawings)) for style in chosen}
+        tasks = {style: bar.add_task(style, total=len(drawings), visible=False) for style in chosen}
         try:
             art.prepare(
                 target,
                 drawings,
                 styles=chosen,
                 source=source,
-                progress=lambda style, done, total: bar.update(tasks[style], completed=done, total=total),
+                progress=lambda style, done, total: bar.update(
+                    tasks[style], completed=done, total=total, visible=True
+                ),
             )
         except ModuleNotFoundError as error:
             raise DataError(f'{error.name} is missing; install it with pip install "limner[train]"') from None
@@ -240,9 +246,21 @@ def main() -> NoReturn:
     try:
         app()
     except LimnerError as error:
-        _console().print(f"Error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _console().print(
+            f"Error: {_visible(str(error))}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1 if isinstance(error, EngineError) else 2)
     sys.exit(0)
+
+
+def _visible(text: str) -> str:
+    """On one line, with escapes for what would break it or steer the terminal: messages quote files."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in CONTROLS
+        else character
+        for character in text
+    )
 
 
 def _console(*, stderr: bool = True) -> "Console":
@@ -348,7 +366,7 @@ def _words(query: str, known: frozenset[str]) -> list[tuple[str, str, tuple[str,
     return fixed + [(entry.name, entry.category, entry.synonyms, entry.art) for entry in found]
 
 
-def _no_words(query: str, category: str | None) -> str:
+def _no_words(query: str, category: str | None, elsewhere: Iterable[str]) -> str:
     from limner.text.lexicon import CATEGORIES, load_lexicon
     from limner.text.words import CLASSES
     from limner.util.suggest import suggestion
@@ -356,6 +374,8 @@ def _no_words(query: str, category: str | None) -> str:
     kinds = [*(kind for kind in CLASSES if kind != "function"), *CATEGORIES]
     if category is not None and category not in kinds:
         return f'there is no category "{category}"{suggestion(category, kinds)}'
+    if others := ", ".join(elsewhere):
+        return f'no word for "{query}" is in the category "{category}", but in: {others}'
     nearest = ", ".join(load_lexicon().nearest(query))
     return f'this model knows no word for "{query}"' + (f"; nearest: {nearest}" if nearest else "")
 

@@ -190,14 +190,17 @@ def load(folder: Path, device: torch.device) -> Mini:
     shape = header.network_config(metadata, "PixelDiT", PixelDiTConfig, base)
     if shape.vocabulary != len(vocabulary):
         raise WeightsError(f"{base}: {len(vocabulary)} words in the header for {shape.vocabulary} embeddings")
+    objects, styles = (header.listed(metadata, key, base) for key in ("objects", "styles"))
+    if unsaid := [word for word in (*objects, *styles) if word not in vocabulary]:
+        raise WeightsError(f"{base}: the vocabulary in the header lacks {', '.join(unsaid[:5])}")
     larger = header.network_config(header.read_metadata(upscaler), "Upscaler", UpscalerConfig, upscaler)
     native = shape.size * larger.factor
     return Mini(
         base=files.load(lambda: PixelDiT(shape), base, device),
         upscaler=files.load(lambda: Upscaler(larger), upscaler, device),
         tokenizer=WordTokenizer(vocabulary),
-        objects=frozenset(header.listed(metadata, "objects", base)),
-        styles=header.listed(metadata, "styles", base),
+        objects=frozenset(objects),
+        styles=styles,
         spells=metadata.get("spells") == "true",
         fingerprint=header.fingerprint([base, upscaler]),
         device=device,

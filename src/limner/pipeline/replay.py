@@ -13,6 +13,8 @@ from limner.pipeline.request import Request
 from limner.pipeline.result import Result
 from limner.pipeline.run import Pipeline
 
+CHOSEN = ("seed", "steps", "guidance", "sampler", "size")  # what every file that we saved says
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Replay:
@@ -50,11 +52,17 @@ def read_record(path: Path) -> Record:
     try:
         told = json.loads(text)
         request, weights, grid, version = (told[key] for key in ("request", "weights", "grid", "version"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RequestError(f"the Limner request in {path} is damaged") from None
     if not (isinstance(request, dict) and isinstance(weights, str) and isinstance(grid, bool)):
         raise RequestError(f"the Limner request in {path} is damaged")
-    return Record(request=Request.from_dict(request), weights=weights, grid=grid, version=str(version))
+    try:
+        asked = Request.from_dict(request)
+    except RequestError as error:
+        raise RequestError(f"the Limner request in {path} is damaged: {error}") from None
+    if open_choices := [name for name in CHOSEN if request.get(name) is None]:
+        raise RequestError(f"the Limner request in {path} does not say its {', '.join(open_choices)}")
+    return Record(request=asked, weights=weights, grid=grid, version=str(version))
 
 
 def read_request(path: str | Path) -> Request:

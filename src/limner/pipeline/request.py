@@ -16,6 +16,7 @@ ALIASES = {  # what the same settings are called elsewhere
     "num_images_per_prompt": "count",
 }
 LONGEST_PROMPT = 10_000  # characters
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: what Python makes of bytes that are not UTF-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,18 +41,21 @@ class Request:
         _check({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "Request":
+    def from_dict(cls, data: object) -> "Request":
         """From plain values, as JSON gives them. Size may be [height, width] or a text for `parse_size`.
 
-        Knows the names in ALIASES too. Raises RequestError for an unknown key or one that is given twice.
+        Knows the names in ALIASES too. Raises RequestError for what is no mapping, for an unknown key or one
+        that is given twice.
         """
+        if not isinstance(data, Mapping):
+            raise RequestError(f"a request is a mapping such as {{'prompt': 'a cat'}}, got {data!r}")
         known = [field.name for field in fields(cls)]
         values: dict[str, object] = {}
         for key, value in data.items():
             name = ALIASES.get(key, key)
             if name not in known:
                 raise RequestError(
-                    f'a request has no "{key}"{suggestion(key, [*known, *ALIASES], shown=known)}'
+                    f'a request has no "{key}"{suggestion(str(key), [*known, *ALIASES], shown=known)}'
                 )
             if name in values:
                 raise RequestError(f'"{name}" is given twice, once as "{key}"; give it once')
@@ -94,6 +98,9 @@ def _check(values: Mapping[str, object]) -> None:
     for name in ("sampler", "style", "model"):
         if not isinstance(values[name], str | None):
             raise RequestError(f"{name} is a name, got {values[name]!r}")
+    for name, text in values.items():
+        if isinstance(text, str) and (broken := SURROGATE.search(text)):
+            raise RequestError(f"{name} is not Unicode at character {broken.start()}; type it in UTF-8")
     count = _whole("count", values["count"], 1, 64)
     if values["seed"] is not None:
         _whole("seed", values["seed"], 0, SEED_LIMIT - count)

@@ -265,8 +265,23 @@ class Lexicon:
                 inner, noun = self._match(said, start + 1, known)
                 if noun is not None and noun.kind == "object" and inner >= length:
                     return 1, FIXED["a"]
+            if form.words == ("two",) and self._pair_of_one(said, start, length):
+                return length, FIXED["a"]
             return length, form
         return 1, None
+
+    def _pair_of_one(self, said: Sequence[Said], start: int, length: int) -> bool:
+        """Whether "a pair of" is said of one thing, whose colour or size stands between: "of red jeans"."""
+        keys = [word.key for word in said[start : start + length]]
+        noun = start + length
+        while noun < len(said) and not said[noun].quoted and said[noun].joined:
+            form = FIXED.get(said[noun].key)
+            if form is None or not (form.kind in ("colour", "size") or form.words == ("and",)):
+                break
+            noun += 1
+        else:
+            return False
+        return keys[-2:] == ["pair", "of"] and f"pair of {said[noun].key}" in self._objects
 
     def _look_up(self, said: Sequence[Said], start: int, length: int) -> Form | None:
         """What exactly these words stand for."""
@@ -402,7 +417,7 @@ class Lexicon:
         return sayings, holders
 
 
-ALIKE, ALIKE_SHORT = 0.72, 0.66  # least similarity of a suggestion, and of one for a word of up to 4 letters
+ALIKE, ALIKE_SHORT = 0.71, 0.66  # least similarity of a suggestion, and of one for a word of up to 4 letters
 RELATED = 0.86  # a shared keyword is better than a spelling less alike than this
 GROUNDS = (("background",), ("gradient",))
 FILLERS = frozenset(map(surface_key, words.FILLER_NOUNS))

@@ -97,7 +97,8 @@ class Said:
 # A quotation in double quotes, a single word in single quotes, a word (apostrophes inside), a sign or emoji.
 SAID = re.compile(
     r"""["“”„«](?P<double>[^"“”„«»]*)["“”„»] | (?<![^\W_])['‘](?P<single>[^\W_]+)['’](?![^\W_])"""
-    r"""| (?P<word>[^\W_]+(?:['’][^\W_]+)*) | (?P<sign>[&+]|[\u2190-\u2bff\U0001f000-\U0001faff]+)""",
+    r"""| (?P<word>\d+\.\d[^\W_]*|[^\W_]+(?:['’][^\W_]+)*)"""
+    r"""| (?P<sign>[&+]|[©®‼⁉™〰〽㊗㊙\u2190-\u2bff\U0001f000-\U0001faff]+)""",
     re.VERBOSE,
 )
 BREAK = re.compile(r"[,.;:!?()\[\]{}|\n/]")

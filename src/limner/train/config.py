@@ -1,5 +1,6 @@
 """Configuration of a training run: a TOML file becomes one frozen dataclass, and nothing in it is ignored."""
 
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -35,6 +36,11 @@ class LoopConfig:
     checkpoint_seconds: float = 60.0  # between checkpoints
     sheet_seconds: float = 240.0  # between sheets of samples
 
+    def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("batch", self.batch)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -66,10 +72,10 @@ def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
     type.
     """
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise ConfigError(f"cannot read the run configuration {path}: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     for key, value in (overrides or {}).items():
         *tables, last = key.split(".")
@@ -130,6 +136,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where} must be {NAMES[hint]}, got {value!r}.")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{where} must be a finite number, got {value!r}.")
     return value
 
 

@@ -20,6 +20,18 @@ class OptimConfig:
     warmup: int = 5_000  # images over which the learning rate rises
     decay: float = 0.4  # share of the run, at its end, over which the learning rate falls to zero
 
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "adam_lr", "weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
+        for name, share in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is from 0 to below 1, got {share}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is a share of the run from 0 to 1, got {self.decay}")
+        if self.clip <= 0:
+            raise ValueError(f"clip is above 0, got {self.clip}")
+
 
 def rate(config: OptimConfig, images_seen: int, images: int) -> float:
     """Factor on the learning rates: linear rise, constant, linear fall to zero at `images`."""

@@ -11,6 +11,7 @@ from limner.errors import WeightsError
 
 Config = TypeVar("Config")
 LONGEST = 16_000_000  # bytes of a header that is still believed
+LARGEST = 10_000  # of any number in a network's shape: one of a billion layers would be built for hours
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -24,7 +25,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             header = json.loads(file.read(length)) if 2 <= length <= LONGEST else None
     except OSError as error:
         raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
@@ -52,9 +53,14 @@ def network_config(metadata: dict[str, str], kind: str, config: type[Config], pa
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     if unknown := sorted(set(value[kind]) - known):
         raise WeightsError(f"{path}: a {kind} has no {', '.join(unknown)}; is Limner older than this file?")
+    for name, number in value[kind].items():
+        if type(number) is not int or not 0 <= number <= LARGEST:
+            raise WeightsError(
+                f"{path}: {name} of a {kind} is a whole number from 0 to {LARGEST}, got {number!r}"
+            )
     try:
         return config(**value[kind])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise WeightsError(f"{path}: this shape of a {kind} cannot be built: {error}") from None
 
 
@@ -74,6 +80,6 @@ def _parsed(metadata: dict[str, str], key: str, path: Path) -> object:
         raise WeightsError(f"{path} does not say its {key!r} in the header; was it written by Limner?")
     try:
         value: object = json.loads(metadata[key])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WeightsError(f"{path}: {key!r} in the header is not JSON") from None
     return value

@@ -82,9 +82,37 @@ def fetch(package: str, into: Path) -> Path:
 def find_package(package: str, under: Path) -> Path:
     """The folder below `under` whose package.json names `package`."""
     for manifest in sorted(under.rglob("package.json")):
-        if json.loads(manifest.read_text()).get("name") == package:
+        if _table(manifest).get("name") == package:
             return manifest.parent
     raise DataError(f"{under} holds no unpacked {package}. Unpack it there, or leave --from away.")
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A JSON object of a package. Raises DataError where there is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; fetch the package again.") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is not a JSON object; fetch the package again.")
+    return value
+
+
+def _package(style: str, at: Path, drawings: Sequence[str]) -> tuple["Icons", dict[str, str]]:
+    """The icons of an unpacked package, and where they are from. Raises DataError when something lacks."""
+    package = ART_SETS[style]
+    icons = _table(at / "icons.json")
+    try:
+        missing = [icon for icon in drawings if icon not in icons["icons"]]
+        version, licence = _table(at / "package.json")["version"], _table(at / "info.json")["license"]["spdx"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{at} is no icon set, it lacks {error}; fetch {package} again.") from None
+    if missing:
+        few = ", ".join(missing[:5])
+        raise DataError(f"{package} has no drawing named {few} ({len(missing)} missing).")
+    return icons, {"package": package, "version": version, "licence": licence}
 
 
 def prepare(
@@ -97,33 +125,33 @@ def prepare(
 ) -> None:
     """Render `objects` (name -> icon name) in every style into `folder`, one .npy file per style and size.
 
-    Raises DataError for an unknown style, a missing package or a drawing that a set does not have.
+    Raises DataError for an unknown style, a missing or broken package, a drawing that a set does not have and
+    a folder that cannot be written to.
     """
     for style in styles:
         if style not in ART_SETS:
             raise DataError(f"unknown style {style!r}; the art sets are {', '.join(ART_SETS)}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "atlas.json").unlink(missing_ok=True)  # written last: a half-made atlas is no atlas
-    sources = {}
+    import resvg_py  # noqa: F401  # missing? then before anything is fetched or removed
+
+    drawings = list(objects.values())
     with tempfile.TemporaryDirectory() as temporary:
+        packages = {}  # all are read before an older atlas is touched
         for style in styles:
             package = ART_SETS[style]
             at = fetch(package, Path(temporary)) if source is None else find_package(package, source)
-            icons = json.loads((at / "icons.json").read_text())
-            missing = [icon for icon in objects.values() if icon not in icons["icons"]]
-            if missing:
-                few = ", ".join(missing[:5])
-                raise DataError(f"{package} has no drawing named {few} ({len(missing)} missing).")
-            _render_style(folder, style, icons, list(objects.values()), progress)
-            sources[style] = {
-                "package": package,
-                "version": json.loads((at / "package.json").read_text())["version"],
-                "licence": json.loads((at / "info.json").read_text())["license"]["spdx"],
-            }
-    _render_letters(folder)
-    index = {"objects": list(objects), "styles": list(styles), "sources": sources}
-    (folder / "atlas.partial").write_text(json.dumps(index, indent=1))
-    (folder / "atlas.partial").replace(folder / "atlas.json")
+            packages[style] = _package(style, at, drawings)
+    sources = {style: told for style, (_, told) in packages.items()}
+    index = {"objects": list(objects), "styles": list(packages), "sources": sources}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "atlas.json").unlink(missing_ok=True)  # written last: a half-made atlas is no atlas
+        for style, (icons, _) in packages.items():
+            _render_style(folder, style, icons, drawings, progress)
+        _render_letters(folder)
+        (folder / "atlas.partial").write_text(json.dumps(index, indent=1))
+        (folder / "atlas.partial").replace(folder / "atlas.json")
+    except OSError as error:
+        raise DataError(f"cannot write the atlas to {folder}: {error.strerror}; choose another.") from None
 
 
 def load_atlas(
