@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+from limner.text.catalogue import problems
 from limner.text.lexicon import Entry, Lexicon, load_lexicon, surface_key
 
 LEXICON = Path(__file__).parents[1] / "src" / "limner" / "text" / "lexicon.json"
@@ -96,9 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     lexicon = load_lexicon()
     if given.task == "check":
-        problems = lexicon.problems()
-        print("\n".join(problems) or f"{len(lexicon.entries)} entries, no problems")
-        return 1 if problems else 0
+        found = problems(lexicon)
+        print("\n".join(found) or f"{len(lexicon.entries)} entries, no problems")
+        return 1 if found else 0
     if given.task == "propose":
         chosen = [lexicon.entry(name) for name in given.names] or list(lexicon.entries)
         for entry in chosen:

@@ -353,6 +353,7 @@ def _objects(model: str) -> frozenset[str]:
 
 def _words(query: str, known: frozenset[str]) -> list[tuple[str, str, tuple[str, ...], str]]:
     """(word, category, also called, art) of the fixed words and then the objects that match."""
+    from limner.text.catalogue import search
     from limner.text.lexicon import load_lexicon
     from limner.text.words import CLASSES
 
@@ -362,7 +363,7 @@ def _words(query: str, known: frozenset[str]) -> list[tuple[str, str, tuple[str,
         for word, synonyms in members.items()
         if kind != "function" and (query.lower() in (kind, word, *synonyms) or not query)
     ]
-    found = load_lexicon().search(query, known)
+    found = search(load_lexicon(), query, known)
     return fixed + [(entry.name, entry.category, entry.synonyms, entry.art) for entry in found]
 
 

@@ -4,17 +4,13 @@ import pytest
 
 from limner.errors import RequestError
 from limner.text import words
-from limner.text.lexicon import CATEGORIES, FIXED, Entry, Lexicon, load_lexicon, surface_key
+from limner.text.lexicon import CATEGORIES, FIXED, Lexicon, load_lexicon, surface_key
 from limner.text.nouns import pluralise, with_article
 
 
 @pytest.fixture(scope="module")
 def lexicon() -> Lexicon:
     return load_lexicon()
-
-
-def test_the_file_is_consistent(lexicon: Lexicon) -> None:
-    assert lexicon.problems() == []
 
 
 def test_it_is_as_large_as_promised(lexicon: Lexicon) -> None:
@@ -134,35 +130,3 @@ def test_an_entry_says_one_of_itself(lexicon: Lexicon) -> None:
 def test_an_unknown_name_is_refused_with_the_nearest(lexicon: Lexicon) -> None:
     with pytest.raises(RequestError, match=r"'elefant'.*elephant"):
         lexicon.entry("elefant")
-
-
-def test_searching_puts_the_named_object_first(lexicon: Lexicon) -> None:
-    assert lexicon.search("puppy")[0].name == "dog"
-    found = [entry.name for entry in lexicon.search("cake")]
-    assert found[0] == "birthday cake"
-    assert {"cupcake", "pancakes", "shortcake"} <= set(found)
-    assert len(lexicon.search("")) == len(lexicon)
-    assert [entry.name for entry in lexicon.search("dog", known=frozenset({"hot dog"}))] == ["hot dog"]
-    assert {"violin", "drum"} <= {entry.name for entry in lexicon.search("instruments")}
-
-
-def test_problems_are_found() -> None:
-    def entry(name: str, category: str = "animals", synonyms: tuple[str, ...] = ()) -> Entry:
-        return Entry(name=name, plural=pluralise(name), art=name, category=category, synonyms=synonyms)
-
-    broken = Lexicon(
-        [
-            entry("cat", synonyms=("red",)),
-            entry("kitty", synonyms=("cat", "red cat")),
-            entry("a cat that has no tail"),
-            entry("dog", category="beasts"),
-            entry("hen", synonyms=("fowl", "fowls")),
-        ]
-    )
-    problems = "\n".join(broken.problems())
-    assert "'cat' belongs to cat and to kitty" in problems
-    assert "'red' of cat is a fixed word already" in problems
-    assert "'red cat' of kitty is also red and cat" in problems
-    assert "1 to 4 words" in problems
-    assert "category 'beasts'" in problems
-    assert "'fowls' of hen is one and many" in problems

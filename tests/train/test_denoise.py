@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from limner.data.world.scene import World
 from limner.text.lexicon import load_lexicon
+from limner.text.words import picture_order
 from limner.train.objectives import denoise as denoise_file
 from limner.train.objectives.denoise import SHEET, Batch, Denoise, DenoiseConfig, patch_labels
 
@@ -48,7 +49,7 @@ def test_pictures_and_captions_are_of_the_same_scenes(denoise: DenoiseConfig) ->
     picture, _ = made.world.render(scenes, 16)
     assert torch.equal(picture, batch.x0)
     for row, (text, words) in enumerate(made.captioner.captions(scenes, 3)):
-        assert made.tokenizer.decode(batch.tokens[row].tolist()) == list(words)
+        assert made.tokenizer.decode(batch.tokens[row].tolist()) == list(picture_order(words))
         assert load_lexicon().read(text, frozenset(made.world.atlas.objects)).words == words
 
 
@@ -59,6 +60,12 @@ def test_captions_are_dropped_as_often_as_asked(denoise: DenoiseConfig) -> None:
     assert empty.float().mean().item() == pytest.approx(0.3, abs=0.08)
 
 
+def test_as_many_as_asked_see_nothing_but_the_text(denoise: DenoiseConfig) -> None:
+    blind = Denoise(replace(denoise, t_one=0.5), CPU).batch(400, 3).t == 1
+    assert 0.4 < float(blind.float().mean()) < 0.6
+    assert not (Denoise(replace(denoise, t_one=0.0), CPU).batch(400, 3).t == 1).any()
+
+
 def test_the_loss_is_the_velocity_error_of_what_the_network_says(denoise: DenoiseConfig) -> None:
     """A network that answers x0 = 0, as a new one does, and then one that knows the picture."""
     made = objective(denoise)
@@ -67,7 +74,7 @@ def test_the_loss_is_the_velocity_error_of_what_the_network_says(denoise: Denois
     expected = (batch.weight * batch.x0.square()).flatten(1).mean(1) / batch.t.clamp(min=0.05).square()
     torch.testing.assert_close(parts["velocity"], expected.mean())
     classes = len(made.world.atlas.objects) + 1
-    assert parts["label"].item() == pytest.approx(0.05 * torch.tensor(float(classes)).log().item(), rel=0.5)
+    assert parts["label"].item() == pytest.approx(0.25 * torch.tensor(float(classes)).log().item(), rel=0.5)
     made.model.features = lambda *_: (batch.x0, torch.zeros(4, 16, 32))  # type: ignore[method-assign, assignment]
     assert made.loss(batch)["velocity"] == 0
 

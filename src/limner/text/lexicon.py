@@ -88,22 +88,22 @@ FIXED: dict[str, Form] = {
 } | {surface_key(said): Form("dropped", (), said) for said in words.DROPPED}
 FIXED |= {surface_key(said): Form("unknown", (), said) for said in words.UNSUPPORTED}
 REPORTED = frozenset({"colour", "size", "setting", "style"})  # kinds whose synonyms are reported as resolved
-LONGEST = 8  # words in the longest expression; checked by `Lexicon.problems`
+LONGEST = 8  # words in the longest expression; checked by `catalogue.problems`
 
 
 class Lexicon:
     """All entries, and the index of everything that a person may type for them.
 
     Args:
-        entries: in the order of the file; `problems()` says whether they are consistent.
+        entries: in the order of the file; `catalogue.problems` says whether they are consistent.
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries: tuple[Entry, ...] = tuple(entries)
         self._by_name = {entry.name: entry for entry in self.entries}
-        self._objects: dict[str, Form] = {}
+        self.objects: dict[str, Form] = {}  # by surface key
         self._squashed: dict[str, Form] = {}
-        index = self._objects.setdefault
+        index = self.objects.setdefault
         squash = self._squashed.setdefault
         for entry in self.entries:
             for said, plural, either in surfaces(entry):
@@ -127,26 +127,7 @@ class Lexicon:
     def has(self, said: str) -> bool:
         """Whether an expression is understood, as an object or as one of the fixed words."""
         key = surface_key(said)
-        return key in self._objects or key in FIXED or key.replace(" ", "") in self._squashed
-
-    def search(self, query: str, known: frozenset[str] | None = None) -> list[Entry]:
-        """Entries for `limner words QUERY`: what it names first, then names, synonyms, categories and
-        keywords that contain it. An empty query gives all; `known` narrows to the objects of one model."""
-        wanted = surface_key(query)
-        exact = self._objects.get(wanted)
-        ranked: list[tuple[int, Entry]] = []
-        for entry in self.entries:
-            if known is not None and entry.name not in known:
-                continue
-            if exact is not None and exact.words[0] == entry.name:
-                ranked.append((0, entry))
-            elif wanted in surface_key(entry.name):
-                ranked.append((1, entry))
-            elif any(wanted in surface_key(synonym) for synonym in entry.synonyms):
-                ranked.append((2, entry))
-            elif wanted == entry.category or wanted in entry.keywords:
-                ranked.append((3, entry))
-        return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
+        return key in self.objects or key in FIXED or key.replace(" ", "") in self._squashed
 
     def read(self, prompt: str, known: frozenset[str] | None = None) -> Reading:
         """Read a prompt into canonical words; any string is read, none raises.
@@ -211,38 +192,9 @@ class Lexicon:
         ranked = sorted(close + related, key=lambda pair: -pair[0])
         offered: dict[str, str] = {}
         for _, said in ranked:
-            form = self._objects.get(surface_key(said)) or FIXED[surface_key(said)]
+            form = self.objects.get(surface_key(said)) or FIXED[surface_key(said)]
             offered.setdefault(form.words[0], said)
         return tuple(offered.values())[:limit]
-
-    def problems(self) -> list[str]:
-        """What an editor of lexicon.json has to mend: above all, an expression that has two owners."""
-        owners: dict[str, str] = {}
-        found = []
-        for entry in self.entries:
-            if entry.category not in CATEGORIES:
-                found.append(f"{entry.name}: category {entry.category!r} is none of {', '.join(CATEGORIES)}")
-            if not 1 <= len(entry.name.split()) <= 4 or entry.name != entry.name.lower().strip():
-                found.append(f"{entry.name}: a name is 1 to 4 words in lower case")
-            single = {
-                surface_key(said) for said, plural, either in surfaces(entry) if not plural and not either
-            }
-            for said, plural, _ in surfaces(entry):
-                key = surface_key(said)
-                if plural and key in single:
-                    found.append(f"{said!r} of {entry.name} is one and many")
-                squashed = key.replace(" ", "")
-                if owners.setdefault(squashed, entry.name) != entry.name:
-                    found.append(f"{said!r} belongs to {owners[squashed]} and to {entry.name}")
-                if key in FIXED and key != "orange":  # both a colour and a fruit; see `_is_colour`
-                    found.append(f"{said!r} of {entry.name} is a fixed word already")
-                if len(key.split()) > LONGEST:
-                    found.append(f"{said!r} of {entry.name} has more than {LONGEST} words")
-                first, _, rest = key.partition(" ")
-                quality = first in FIXED and FIXED[first].kind in ("colour", "size", "count")
-                if quality and rest in self._objects:
-                    found.append(f"{said!r} of {entry.name} is also {first} and {rest}")
-        return found
 
     def _match(
         self, said: Sequence[Said], start: int, known: frozenset[str] | None, longest: int = LONGEST
@@ -281,7 +233,7 @@ class Lexicon:
             noun += 1
         else:
             return False
-        return keys[-2:] == ["pair", "of"] and f"pair of {said[noun].key}" in self._objects
+        return keys[-2:] == ["pair", "of"] and f"pair of {said[noun].key}" in self.objects
 
     def _look_up(self, said: Sequence[Said], start: int, length: int) -> Form | None:
         """What exactly these words stand for."""
@@ -291,14 +243,14 @@ class Lexicon:
             key = keys[0][:-1] if text.endswith(("'s", "’s")) else keys[0]
             if key == "orange" and self._is_colour(said, start):
                 return FIXED[key]
-            form = self._objects.get(key) or FIXED.get(key) or self._squashed.get(key)
+            form = self.objects.get(key) or FIXED.get(key) or self._squashed.get(key)
             return form or FIXED.get(spelling(key))
         key = " ".join(keys)
-        form = self._objects.get(key) or FIXED.get(key)
+        form = self.objects.get(key) or FIXED.get(key)
         if form is None and not any(part in FIXED for part in keys):
-            form = self._objects.get("".join(keys)) or self._squashed.get("".join(keys))
+            form = self.objects.get("".join(keys)) or self._squashed.get("".join(keys))
             if form is None:
-                form = self._objects.get(" ".join(map(spelling, keys)))
+                form = self.objects.get(" ".join(map(spelling, keys)))
         return form
 
     def _is_colour(self, said: Sequence[Said], start: int) -> bool:
@@ -375,7 +327,7 @@ class Lexicon:
         return tuple(found[:limit])
 
     def _usable(self, said: str, known: frozenset[str] | None) -> bool:
-        form = self._objects.get(surface_key(said))
+        form = self.objects.get(surface_key(said))
         return form is None or surface_key(said) in FIXED or learned(form, known)
 
     def _close(self, key: str) -> list[tuple[float, str]]:

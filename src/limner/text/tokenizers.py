@@ -59,7 +59,7 @@ class WordTokenizer:
         return word in self._known
 
     def encode(self, said: Sequence[str], length: int) -> tuple[list[int], int]:
-        """Ids of `<bos> words <eos>`, padded with `<pad>`.
+        """Ids of `<bos> words <eos>` in picture order (`words.picture_order`), padded with `<pad>`.
 
         Args:
             said: canonical words, as `Reading.words` gives them; a word outside the vocabulary becomes
@@ -75,7 +75,7 @@ class WordTokenizer:
             raise ConfigError(
                 f"length {length} leaves no room for {words.BOS} and {words.EOS}; 2 is the least"
             )
-        kept = list(said[: length - 2])
+        kept = list(words.picture_order(said)[: length - 2])
         encoding = self._model.encode(kept, is_pretokenized=True, add_special_tokens=False)
         ids = [self.bos, *encoding.ids, self.eos]
         return ids + [self.pad] * (length - len(ids)), len(said) - len(kept)

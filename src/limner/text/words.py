@@ -4,6 +4,10 @@ Each class maps a canonical word to what else a person may type for it. `DROPPED
 nothing to draw and are left out without a report. Everything that is in neither, nor an object, is reported.
 """
 
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
 COLOURS: dict[str, tuple[str, ...]] = {  # the ten of GenEval (Ghosh et al. 2023)
     "red": ("crimson", "scarlet", "ruby red", "cherry red"),
     "orange": ("amber",),
@@ -104,6 +108,8 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
     "function": FUNCTION,
 }
 
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
 # British and irregular spellings of the words that the classes and the lexicon write the American way.
 SPELLINGS: dict[str, str] = {
     "colour": "color", "colours": "colors", "coloured": "colored", "centre": "center", "theatre": "theater",
@@ -139,3 +145,41 @@ UNSUPPORTED: dict[str, tuple[str, ...]] = {
     "a few": ("three",), "a lot of": ("five",), "lots of": ("five",), "a dozen": ("five",),
 }  # fmt: skip
 NEGATIONS: frozenset[str] = frozenset({"no", "not", "without", "except", "never", "dont"})
+
+# Noun phrases joined by relations, in the letters of `_letter`: "two red apple <plural> left of a cat" is
+# dmnpldn.
+_PHRASE = "d?m*[nm]p?"
+_CHAIN = re.compile(f"{_PHRASE}(?:[lr]{_PHRASE})+")
+
+
+def picture_order(said: Sequence[str]) -> tuple[str, ...]:
+    """Canonical words with what stands on the left, or above, said first.
+
+    "a cat right of a dog" becomes "a dog left of a cat". Both say the same, and a network that always hears
+    the first form need not learn that the order of the nouns and the word between them only mean something
+    together. A chain that mixes both directions stays as it was said.
+    """
+    turned = list(said)
+    for match in _CHAIN.finditer("".join(map(_letter, said))):
+        start, end = match.span()
+        joints = [i for i in range(start, end) if said[i] in OPPOSITE]
+        if any(said[i] in ("left of", "above") for i in joints):
+            continue
+        bounds = [start, *(b for i in joints for b in (i, i + 1)), end]
+        pieces = [said[a:b] for a, b in pairwise(bounds)]
+        turned[start:end] = [OPPOSITE.get(word, word) for piece in reversed(pieces) for word in piece]
+    return tuple(turned)
+
+
+def _letter(word: str) -> str:
+    """The class of a canonical word as one letter; "orange", colour and fruit, counts as a colour."""
+    if word in OPPOSITE:
+        return "r" if word in ("right of", "below") else "l"
+    if word in COUNTS or word == "a":
+        return "d"
+    if word in COLOURS or word in SIZES:
+        return "m"
+    if word == PLURAL:
+        return "p"
+    fixed = word in SPECIALS or word in LETTERS or word in (QUOTE, SPACE)
+    return "x" if fixed or any(word in members for members in CLASSES.values()) else "n"

@@ -13,6 +13,7 @@ from limner.data.world.backgrounds import SETTINGS
 from limner.data.world.scene import COLOURS, KINDS, LAYOUTS, Scenes
 from limner.text.lexicon import load_lexicon
 from limner.text.nouns import with_article
+from limner.text.words import OPPOSITE
 
 COUNTS = ("a", "two", "three", "four", "five")
 SIZE_WORDS = {-1: ("small", ("small", "tiny", "little")), 1: ("large", ("large", "big", "huge"))}
@@ -22,7 +23,6 @@ RELATION_PHRASES = {
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
 }
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SETTING_PHRASES = {  # text -> canonical words
     "sky": (("in the sky", ("in", "sky")),),
     "night": (("at night", ("night",)),),

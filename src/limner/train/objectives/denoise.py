@@ -49,9 +49,10 @@ class DenoiseConfig:
     t_mean: float = 0.8  # of the logit-normal draw of t; above 0 leans to noise
     t_std: float = 1.0  # of the same draw
     t_uniform: float = 0.1  # share of t drawn uniformly instead
+    t_one: float = 0.15  # share of t set to 1, where all there is to see is the text
     drop_text: float = 0.1  # share of pictures trained without their caption, for guidance
     object_weight: float = 3.0  # cost of a pixel on an object, relative to one on the background
-    label_weight: float = 0.05  # of naming the object in each patch halfway through; 0 leaves it away
+    label_weight: float = 0.25  # of naming the object in each patch halfway through; 0 leaves it away
 
 
 class Batch(NamedTuple):
@@ -91,6 +92,7 @@ class Denoise:
         weight = 1 + (config.object_weight - 1) * cover.sum(1, keepdim=True).clamp_max(1)
         noise = torch.randn(x0.shape, generator=generator)
         t = losses.logit_normal(count, config.t_mean, config.t_std, config.t_uniform, generator)
+        t = torch.where(torch.rand(count, generator=generator) < config.t_one, 1.0, t)
         return Batch(
             x0=x0,
             noise=noise.to(x0.device),
