@@ -87,6 +87,12 @@ def test_what_a_step_reports(run: RunConfig, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["loop"]["images"] == 24
 
 
+def run_folder(run: RunConfig) -> str:
+    objective = run.denoise or run.upscale
+    assert objective is not None
+    return objective.data.folder
+
+
 def test_weights_say_what_they_are(run: RunConfig, tmp_path: Path) -> None:
     list(fit(run, tmp_path))
     path = tmp_path / "weights.safetensors"
@@ -95,6 +101,7 @@ def test_weights_say_what_they_are(run: RunConfig, tmp_path: Path) -> None:
     tensors = load_file(path)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert header["run"]["name"] == "test"
+    assert str(Path(run_folder(run)).parent) not in json.dumps(header)
     assert header["clock"]["images_seen"] == 24
     assert header["sources"]["flat"]["licence"] == "MIT"
     averaged, _ = checkpoint(tmp_path)

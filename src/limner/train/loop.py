@@ -148,10 +148,20 @@ def export(objective: Objective, ema: EMA, run: RunConfig, clock: dict[str, int]
     names = objective.published()
     averaged = {name: p for name, p in ema.state().items() if name in names}
     tensors = {name: p.to(torch.bfloat16) for name, p in averaged.items()}
-    header = objective.header() | {"run": json.dumps(to_dict(run)), "clock": json.dumps(clock)}
+    told = _without_places(to_dict(run))
+    header = objective.header() | {"run": json.dumps(told), "clock": json.dumps(clock)}
     path = folder / "weights.safetensors"
     files.save(tensors, path, header)
     return path
+
+
+def _without_places(table: dict[str, Any]) -> dict[str, Any]:
+    """A configuration to publish: where things lay on this machine is of no use elsewhere."""
+    return {
+        name: _without_places(value) if isinstance(value, dict) else value
+        for name, value in table.items()
+        if name not in ("folder", "start")
+    }
 
 
 class Speed:
