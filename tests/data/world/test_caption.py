@@ -20,14 +20,6 @@ ALL = CaptionConfig(background=1.0, style=1.0, synonym=0.3, bare=0.3)
 NEVER = CaptionConfig(background=0.0, style=0.0, synonym=0.0, bare=0.0)
 
 
-PINNED = [
-    "a basketball, an orange alarm clock and an alien with a green background",
-    "flat style, a carrot with a yellow to purple gradient background",
-    "2 pink bathtubs with a yellow background",
-    "2 blue trucks above a purple octopus on an orange background",
-]
-
-
 def captioner(atlas: Atlas, config: CaptionConfig = CaptionConfig()) -> Captioner:
     lexicon = load_lexicon()
     return Captioner(atlas, [noun(lexicon.entry(name)) for name in atlas.objects], config)
@@ -202,10 +194,18 @@ def test_bare_leaves_lone_articles_away(core_atlas: Atlas) -> None:
     assert sum(lone) / len(lone) == pytest.approx(0.1, abs=0.04)
 
 
-def test_without_bare_captions_are_what_they_were(core_atlas: Atlas) -> None:
-    """Pinned: runs that began before the option existed go on with the same words."""
-    writer = captioner(core_atlas, CaptionConfig(bare=0.0))
-    assert [text for text, _ in writer.captions(sampled(core_atlas, 4, word=0.5), 11)] == PINNED
+def test_objects_without_a_relation_are_said_in_the_order_they_stand(core_atlas: Atlas) -> None:
+    """Left to right, and row after row."""
+    scenes = sampled(core_atlas, 600)
+    kinds = [list(KINDS)[kind] for kind in scenes.kind.tolist()]
+    rows = zip(kinds, captioner(core_atlas, NEVER).captions(scenes, 4), scenes.object.tolist(), strict=True)
+    listed = [
+        (strip_colours(words), objects) for kind, (_, words), objects in rows if kind in ("pair", "several")
+    ]
+    assert len(listed) > 50
+    for words, objects in listed:
+        names = [core_atlas.objects[o] for o in objects if o >= 0]
+        assert [word for word in words if word in names] == names
 
 
 def test_options_say_their_share(core_atlas: Atlas) -> None:

@@ -148,9 +148,9 @@ class Captioner:
                 first, second, relation = second, first, OPPOSITE[relation]
             said = rng.choice(RELATION_PHRASES[relation])
             return f"{first[0]} {said} {second[0]}", [*first[1], relation, *second[1]]
-        rng.shuffle(groups)
         if len(groups) == 1:
             return groups[0]
+        # In the order they stand, as one reads a page: who stands where is then no guess for the network.
         text = ", ".join(g[0] for g in groups[:-1]) + " and " + groups[-1][0]
         return text, [*(w for g in groups[:-1] for w in g[1]), "and", *groups[-1][1]]
 
