@@ -173,6 +173,17 @@ def test_files_in_each_others_place(tiny: Path, tmp_path: Path) -> None:
         mini.load(tmp_path, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("key", ["objects", "styles"])
+def test_words_that_the_vocabulary_lacks(tiny: Path, tmp_path: Path, key: str) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "base.safetensors"
+    metadata = read_metadata(path)
+    metadata[key] = json.dumps([*json.loads(metadata[key]), "zebra"])
+    save(load_file(path), path, metadata)
+    with pytest.raises(WeightsError, match="the vocabulary in the header lacks zebra"):
+        mini.load(tmp_path, torch.device("cpu"))
+
+
 def test_a_vocabulary_of_another_length(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "base.safetensors"

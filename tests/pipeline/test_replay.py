@@ -1,10 +1,13 @@
 """The same pixels again."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from limner.errors import RequestError
 from limner.pipeline.postprocess import Record, save
@@ -55,6 +58,54 @@ def test_foreign_files(pipe: Pipeline, tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(RequestError, match="carries no Limner request"):
         replay(tmp_path / "a.png", pipe)
+
+
+TOLD: dict[str, Any] = {
+    "request": {
+        "prompt": "a cat",
+        "seed": 3,
+        "steps": 2,
+        "guidance": 2.0,
+        "sampler": "euler",
+        "size": [64, 64],
+    },
+    "weights": "0123456789",
+    "grid": False,
+    "version": "1",
+}
+
+
+def forged(folder: Path, text: str) -> Path:
+    texts = PngInfo()
+    texts.add_text("limner", text)
+    path = folder / "a.png"
+    Image.new("RGB", (2, 2)).save(path, pnginfo=texts)
+    return path
+
+
+def test_a_forged_file_that_says_everything_is_read(tmp_path: Path) -> None:
+    record = read_record(forged(tmp_path, json.dumps(TOLD)))
+    assert (record.request.seed, record.request.size, record.weights) == (3, (64, 64), "0123456789")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "is damaged$"),
+        (json.dumps(TOLD | {"request": {"prompt": "a cat", "steps": 0}}), "is damaged: steps is a whole"),
+        (json.dumps(TOLD | {"request": {"prompt": "\ud800"}}), "is damaged: prompt is not Unicode"),
+        (json.dumps(TOLD | {"request": {"seed": 3}}), "is damaged: a request needs a prompt"),
+        (
+            json.dumps(TOLD | {"request": {"prompt": "a cat", "seed": 3, "guidance": None}}),
+            "does not say its steps, guidance, sampler, size$",
+        ),
+        (json.dumps(TOLD | {"request": TOLD["request"] | {"seed": None}}), "does not say its seed$"),
+    ],
+    ids=["nested", "steps", "surrogate", "prompt", "open", "seed"],
+)
+def test_forged_and_damaged_requests(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=rf"the Limner request in .*a\.png {message}"):
+        read_record(forged(tmp_path, text))
 
 
 def test_a_record_without_a_seed_cannot_be_the_same_by_chance(pipe: Pipeline, tmp_path: Path) -> None:

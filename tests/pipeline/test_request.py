@@ -43,6 +43,10 @@ def test_defaults_leave_choices_open() -> None:
         ({"sampler": "qqqq"}, 'no sampler "qqqq"; known: ddim, ddpm, euler,'),
         ({"sampler": 3}, "sampler is a name"),
         ({"style": 3}, "style is a name"),
+        *(
+            ({name: "ab\udcff"}, f"{name} is not Unicode at character 2; type it in UTF-8")
+            for name in ("prompt", "negative_prompt", "sampler", "style", "model")
+        ),
         ({"size": 192}, r"size is \(height, width\)"),
         ({"size": (192,)}, r"size is \(height, width\)"),
         ({"size": (192, 8)}, "width is a whole number from 16 to 8192, got 8"),
@@ -95,9 +99,13 @@ def test_aliases() -> None:
         ({"prompt": "a", "guidance_scal": 3}, 'did you mean "guidance_scale"'),
         ({"prompt": "a", "zzz": 3}, "known: prompt, negative_prompt, seed"),
         ({"prompt": "a", "steps": 3, "num_inference_steps": 4}, '"steps" is given twice'),
+        ({"prompt": "a", 3: 4}, 'has no "3"; known: prompt'),
+        ("a cat", "a request is a mapping such as {'prompt': 'a cat'}, got 'a cat'"),
+        ([["prompt", "a cat"]], "a request is a mapping"),
+        (None, "a request is a mapping"),
     ],
 )
-def test_from_dict_is_strict(data: dict[str, object], message: str) -> None:
+def test_from_dict_is_strict(data: object, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Request.from_dict(data)
 

@@ -95,6 +95,8 @@ def test_unknown_models_and_devices(tiny: Path, tmp_path: Path) -> None:
         load("mimi")
     with pytest.raises(RequestError, match="known: mini"):
         load(tmp_path / "nothing-here")
+    with pytest.raises(RequestError, match="known: mini"):
+        load("a" * 5_000)  # longer than a path may be
     with pytest.raises(ConfigError, match="unknown device"):
         load(tiny, device="abacus")
 

@@ -34,6 +34,12 @@ CASES = {
     "three red fish": "three|red|fish|<plural>",
     "two dogs and a fish": "two|dog|<plural>|and|a|fish",
     "a pair of scissors": "a|scissors",
+    "a pair of red jeans": "a|red|jeans",
+    "pair of small red and blue jeans": "a|small|red|and|blue|jeans",
+    "a pair of red dogs": "two|red|dog|<plural>",
+    "a couple of red jeans": "two|red|jeans|<plural>",
+    "a pair of, red jeans": "two|red|jeans|<plural>",
+    "a pair of red": "two|red",
     "two pairs of scissors": "two|scissors|<plural>",
     "two scissors": "two|scissors|<plural>",
     "some grapes": "grapes",
@@ -172,6 +178,7 @@ def test_typing_errors_are_reported_and_not_mended(lexicon: Lexicon) -> None:
         ("fruits", "apple"),
         ("purpel", "purple"),
         ("abov", "above"),
+        ("bycicle", "bicycle"),  # 10 of 14 letters alike, 0.714
     ],
 )
 def test_the_nearest_words_are_offered(lexicon: Lexicon, said: str, nearest: str) -> None:
@@ -234,6 +241,13 @@ def test_an_emoji_or_another_script_is_not_swallowed(lexicon: Lexicon) -> None:
         "\U0001f431",
         "\u043a\u043e\u0442",
     ]
+
+
+@pytest.mark.parametrize("said", ["1.5", "2.0", "3.5mm", *"©®‼⁉™〰〽㊗㊙"])
+def test_broken_numbers_and_signs_are_one_unknown_word(lexicon: Lexicon, said: str) -> None:
+    reading = lexicon.read(f"a cat {said} dog")
+    assert reading.words == ("a", "cat", "dog")
+    assert [word.word for word in reading.unknown] == [said]
 
 
 def account(lexicon: Lexicon, prompt: str, known: frozenset[str] | None = None) -> None:

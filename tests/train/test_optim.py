@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn as nn
@@ -127,6 +129,28 @@ def test_steps_reduce_the_loss() -> None:
         losses.append(loss.item())
     assert losses[1] < losses[0]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        *(({name: -1.0}, f"{name} is at least 0") for name in ("muon_lr", "adam_lr", "weight_decay")),
+        ({"warmup": -1}, "warmup is at least 0"),
+        *(({"momentum": share}, "momentum is from 0 to below 1") for share in (-0.1, 1.0)),
+        *(({"betas": betas}, "betas is from 0 to below 1") for betas in ((0.9, 1.0), (-0.1, 0.9))),
+        *(({"decay": share}, "decay is a share of the run") for share in (-0.1, 1.1)),
+        *(({"clip": norm}, "clip is above 0") for norm in (0.0, -1.0)),
+    ],
+)
+def test_settings_that_cannot_train(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**setting)
+
+
+def test_the_edges_of_the_settings_can() -> None:
+    OptimConfig(
+        muon_lr=0.0, adam_lr=0.0, weight_decay=0.0, warmup=0, momentum=0.0, betas=(0.0, 0.0), decay=1.0
+    )
 
 
 def test_the_rate_rises_holds_and_falls_to_zero() -> None:

@@ -22,6 +22,7 @@ class Shape:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width {self.width} is too small")
+        _ = self.width % self.depth
 
 
 def test_metadata_comes_back_as_written(tmp_path: Path) -> None:
@@ -47,6 +48,13 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         read_metadata(path)
 
 
+def test_a_header_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        read_metadata(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"none\.safetensors: No such file"):
         read_metadata(tmp_path / "none.safetensors")
@@ -54,14 +62,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_lists() -> None:
     assert listed({"objects": '["cat", "dog"]'}, "objects", PATH) == ("cat", "dog")
-    for metadata in ({}, {"objects": "cat"}, {"objects": '"cat"'}, {"objects": "[1]"}):
+    for said in ("cat", '"cat"', "[1]", "[" * 100_000):
         with pytest.raises(WeightsError, match="'objects'"):
-            listed(metadata, "objects", PATH)
+            listed({"objects": said}, "objects", PATH)
+    with pytest.raises(WeightsError, match="'objects'"):
+        listed({}, "objects", PATH)
 
 
 def test_network_config() -> None:
     metadata = {"network": json.dumps({"Net": {"width": 8}})}
     assert network_config(metadata, "Net", Shape, PATH) == Shape(width=8)
+    most = {"network": json.dumps({"Net": {"width": 10_000}})}
+    assert network_config(most, "Net", Shape, PATH).width == 10_000
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,12 @@ def test_network_config() -> None:
         ({"Net": {"width": 8, "heads": 2}}, "a Net has no heads"),
         ({"Net": {}}, "cannot be built.*width"),
         ({"Net": {"width": 0}}, "width 0 is too small"),
+        ({"Net": {"width": 8, "depth": 0}}, "cannot be built: .*zero"),
+        ({"Net": {"width": 10_001}}, "width of a Net is a whole number from 0 to 10000, got 10001"),
+        ({"Net": {"width": 8, "depth": -1}}, "depth of a Net is a whole number from 0 to 10000, got -1"),
+        ({"Net": {"width": 8.0}}, "got 8.0"),
+        ({"Net": {"width": True}}, "got True"),
+        ({"Net": {"width": "8"}}, "got '8'"),
         ([1], "here a Net is needed"),
     ],
 )

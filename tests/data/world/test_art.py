@@ -1,6 +1,8 @@
 import io
 import json
 import os
+import shutil
+import sys
 import tarfile
 from itertools import pairwise
 from pathlib import Path
@@ -93,6 +95,66 @@ def test_missing_drawings_and_packages(icon_sets: Path, tmp_path: Path) -> None:
         prepare(tmp_path, {**APPLE, "unicorn": "unicorn"}, styles=("flat",), source=icon_sets)
     with pytest.raises(DataError, match="@iconify-json/noto"):
         prepare(tmp_path, APPLE, styles=("classic",), source=icon_sets)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("package.json", b"{", r"package\.json is not a JSON object; fetch the package again"),
+        ("package.json", b"[]", r"package\.json is not a JSON object"),
+        (
+            "package.json",
+            b'{"name": "@iconify-json/fluent-emoji-flat"}',
+            "is no icon set, it lacks 'version'",
+        ),
+        ("info.json", None, r"cannot read .*info\.json: No such file"),
+        ("info.json", b"{}", "it lacks 'license'"),
+        ("info.json", b'{"license": "MIT"}', "is no icon set"),
+        ("icons.json", b"\xff", r"icons\.json is not a JSON object"),
+        pytest.param("icons.json", b"[" * 100_000, r"icons\.json is not a JSON object", id="nested"),
+        ("icons.json", b"{}", "it lacks 'icons'"),
+        ("icons.json", b'{"icons": ["red-apple"]}', "is no icon set"),
+        ("icons.json", b'{"icons": {"red-apple": 3}}', "is no icon set"),
+        ("icons.json", b'{"icons": {"red-apple": {}}}', "it lacks 'body'"),
+        ("icons.json", b'{"icons": {"red-apple": {"body": 3}}}', "no drawing named red-apple"),
+    ],
+)
+def test_a_broken_package_leaves_the_old_atlas_alone(
+    icon_sets: Path, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    atlas, packages = tmp_path / "atlas", tmp_path / "packages"
+    prepare(atlas, APPLE, styles=("flat",), source=icon_sets)
+    shutil.copytree(icon_sets, packages)
+    broken = packages / "fluent-emoji-flat" / "package" / name
+    broken.unlink()
+    if content is not None:
+        broken.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        prepare(atlas, APPLE, styles=("glossy", "flat"), source=packages)
+    assert load_atlas(atlas, sizes=(16,)).styles == ("flat",)
+
+
+def test_without_the_renderer_the_old_atlas_is_left_alone(
+    icon_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path, APPLE, styles=("flat",), source=icon_sets)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    monkeypatch.setattr(art, "fetch", lambda *_: pytest.fail("fetched before the renderer was missed"))
+    with pytest.raises(ModuleNotFoundError) as missing:
+        prepare(tmp_path, APPLE, styles=("flat",))
+    assert missing.value.name == "resvg_py"
+    assert load_atlas(tmp_path, sizes=(16,)).styles == ("flat",)
+
+
+def test_a_style_named_twice_is_drawn_once(icon_sets: Path, tmp_path: Path) -> None:
+    prepare(tmp_path, APPLE, styles=("flat", "flat"), source=icon_sets)
+    assert load_atlas(tmp_path, sizes=(16,)).styles == ("flat",)
+
+
+def test_a_folder_that_cannot_be_written_to(icon_sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write the atlas to .*file: .*; choose another"):
+        prepare(tmp_path / "file", APPLE, styles=("flat",), source=icon_sets)
 
 
 def test_a_failed_prepare_leaves_no_atlas(

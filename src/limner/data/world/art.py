@@ -93,7 +93,7 @@ def _table(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; fetch the package again.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object; fetch the package again.")
@@ -105,11 +105,11 @@ def _package(style: str, at: Path, drawings: Sequence[str]) -> tuple["Icons", di
     package = ART_SETS[style]
     icons = _table(at / "icons.json")
     try:
-        missing = [icon for icon in drawings if icon not in icons["icons"]]
+        drawn = {icon for icon, parts in icons["icons"].items() if isinstance(parts["body"], str)}
         version, licence = _table(at / "package.json")["version"], _table(at / "info.json")["license"]["spdx"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{at} is no icon set, it lacks {error}; fetch {package} again.") from None
-    if missing:
+    if missing := [icon for icon in drawings if icon not in drawn]:
         few = ", ".join(missing[:5])
         raise DataError(f"{package} has no drawing named {few} ({len(missing)} missing).")
     return icons, {"package": package, "version": version, "licence": licence}
