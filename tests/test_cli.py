@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
@@ -18,6 +19,7 @@ from limner.cli import app, half_blocks, main
 from limner.errors import ConfigError, DataError, EngineError, RequestError, WeightsError
 from limner.families.mini import DEFAULTS
 from limner.pipeline.replay import read_request
+from limner.pipeline.request import Request
 from limner.train import config as train_config
 from limner.train import loop
 from limner.train.loop import TrainStep
@@ -60,6 +62,15 @@ def test_imagine_saves_what_it_prints(tiny: Path, tmp_path: Path) -> None:
     assert all(path.parent == tmp_path and path.is_file() for path in paths)
     assert 'the prompt says "kitten", drawn as cat' in done.stderr
     assert 'Warning: the prompt says "zebra": this model has not learned it' in done.stderr
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 picture, seed 7"), (2, "2 pictures, seed 7")])
+def test_imagine_counts_as_people_do(tiny: Path, tmp_path: Path, count: int, said: str) -> None:
+    done = run(
+        *("imagine", "a cat", "--model", tiny, "--out", tmp_path),
+        *("--seed", 7, "--steps", 1, "--count", count),
+    )
+    assert said in done.stderr
 
 
 def test_imagine_passes_every_option_on(tiny: Path, tmp_path: Path) -> None:
@@ -127,6 +138,11 @@ def test_replay_says_whether_the_pixels_are_the_same(tiny: Path, tmp_path: Path)
         (("imagine", "a cat", "--style", "oil"), RequestError, "no style 'oil'"),
         (("words", "--category", "animal"), RequestError, 'did you mean "animals"'),
         (("words", "aple"), RequestError, 'no word for "aple"; nearest: apple'),
+        (
+            ("words", "crimson", "--category", "animals"),
+            RequestError,
+            'no word for "crimson" is in the category "animals", but in: colour',
+        ),
     ],
 )
 def test_wishes_that_cannot_be_met(
@@ -167,6 +183,41 @@ def test_errors_are_one_red_line_and_an_exit_code(
 
     monkeypatch.setattr("limner.pipeline.run.load", fail)
     assert call("imagine", "a cat") == (1, "", "Error: the numbers broke down\n")
+
+
+def test_errors_show_what_would_steer_the_terminal(typed: object, tiny: Path) -> None:
+    assert callable(typed)
+    name = "Löwe\n\x1b[31m\u202e\u2028\udcff"
+    code, _, err = typed("imagine", "a cat", "--model", name)
+    assert code == 2
+    assert r'"Löwe\n\x1b[31m\u202e\u2028\udcff"' in err
+    assert len(err.splitlines()) == 1
+    code, _, err = typed("imagine", "a \udcff cat", "--model", tiny)
+    assert (code, err) == (2, "Error: prompt is not Unicode at character 2; type it in UTF-8\n")
+
+
+def test_replay_shows_what_a_forged_file_would_steer_the_terminal_with(
+    typed: object, tiny: Path, tmp_path: Path
+) -> None:
+    assert callable(typed)
+    request = Request(
+        prompt="a cat",
+        seed=1,
+        count=1,
+        steps=1,
+        guidance=1.0,
+        sampler="euler",
+        size=(64, 64),
+        model=str(tiny),
+    )
+    told = {"request": request.to_dict(), "weights": "\x1b[31m\n\ud800", "grid": False, "version": "1"}
+    texts = PngInfo()
+    texts.add_text("limner", json.dumps(told))
+    Image.new("RGB", (64, 64)).save(path := tmp_path / "a.png", pnginfo=texts)
+    code, out, _ = typed("replay", path)
+    assert code == 1
+    assert r"drawn by the weights \x1b[31m\n\ud800, these are" in out
+    assert len(out.splitlines()) == 1
 
 
 def test_unknown_options_and_commands_are_answered_with_known_ones(typed: object) -> None:
@@ -324,6 +375,22 @@ def test_world_prepare_calls_the_artist(tmp_path: Path, monkeypatch: pytest.Monk
     assert objects["cat"] == "cat-face"
     with pytest.raises(DataError, match="core or all"):
         run("world", "prepare", "--objects", "some")
+
+
+def test_world_prepare_shows_no_bar_before_the_first_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limner.data.world import art
+
+    def prepare(*_: object, **options: object) -> None:
+        progress = options["progress"]
+        assert callable(progress)
+        progress("glossy", 1, 2)
+
+    monkeypatch.setattr(art, "prepare", prepare)
+    done = run("world", "prepare", "--folder", tmp_path, "--styles", "flat,glossy")
+    assert "glossy" in done.stderr
+    assert "flat" not in done.stderr
 
 
 def test_world_prepare_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

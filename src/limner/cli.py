@@ -17,6 +17,7 @@ from limner.errors import ConfigError, DataError, EngineError, LimnerError, Requ
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.progress import TaskID
     from rich.text import Text
     from torch import Tensor
 
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 world = typer.Typer(help="The drawn world that the built-in model learns from.", no_args_is_help=True)
 app.add_typer(world, name="world")
+evaluate = typer.Typer(help="Measure whether pictures show what their prompts ask for.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
 
 ModelOption = Annotated[
     str, typer.Option(help="mini, or a folder with base.safetensors and upscaler.safetensors.")
@@ -95,7 +98,7 @@ def imagine(
         for notice in result.notices:
             console.print(notice, style="dim", markup=False)
     for warning in result.warnings:
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
+        console.print(f"Warning: {_visible(str(warning))}", style="yellow", markup=False)
     for path in paths:
         print(path)
     if not quiet:
@@ -121,7 +124,7 @@ def replay(
     if out is not None:
         for path in done.result.save(out, grid=done.record.grid):
             print(path)
-    print(f"{file}: {done}")
+    print(_visible(f"{file}: {done}"))
     if not done.same:
         raise typer.Exit(1)
 
@@ -233,6 +236,80 @@ def train(
             bar.console.print(f"Stopped after {seen} pictures. Go on with: {again}", highlight=False)
             raise typer.Exit(130) from None
     print(folder / "weights.safetensors")
+
+
+@evaluate.command()
+def composition(
+    detector: Annotated[
+        Path, typer.Option(help="Weights of a detector, from a [detect] run.", show_default=False)
+    ],
+    model: ModelOption = "mini",
+    prompts: Annotated[str, typer.Option(help="core, all, or a file of JSON lines.")] = "core",
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task, such as counting. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts of each task, the first ones.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each prompt, 1 to 64.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the first picture; every picture has its own.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler, 1 to 1000.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, 0 to 30.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Such as dpmpp_2m, euler.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--world", help="Folder of the drawn world, if not ~/.cache/limner/world.")
+    ] = None,
+    references: Annotated[
+        bool | None,
+        typer.Option(
+            help="Score composed scenes and nearest training pictures, too. Done if there is a world."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("limner-evaluation"),
+) -> None:
+    """Score a model by GenEval's protocol on the drawn world: a table, a JSON file and an HTML page."""
+    from limner.data.world.art import DEFAULT_FOLDER
+    from limner.evaluate import report
+    from limner.evaluate.session import Settings, run
+
+    settings = Settings(
+        model=model,
+        detector=detector,
+        prompts=prompts,
+        tasks=tuple(task or ()),
+        limit=limit,
+        count=count,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        world=Path(DEFAULT_FOLDER) if folder is None else folder,
+        references=references,
+    )
+    report.prepare(out)
+    with _bar("{task.completed}/{task.total} prompts") as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        done = run(settings, progress=progress)
+    paths = report.save(done, out)
+    _console(stderr=False).print(report.table(done))
+    for path in paths:
+        print(path)
+
+
+@evaluate.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder or JSON file of a run.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Of another one.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Say what changed from run A to run B by the prompts of both, with bootstrap intervals; bold is sure."""
+    from limner.evaluate import compare as runs
+
+    _console(stderr=False).print(runs.table(runs.compare(a, b, seed=seed)))
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """Runs that take milliseconds: a small world, small networks, few pictures."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,13 @@ import pytest
 from limner.data.world import source
 from limner.data.world.scene import WorldConfig
 from limner.data.world.source import DrawnConfig
+from limner.models.detector import DetectorConfig
 from limner.models.pixel_dit import PixelDiTConfig
 from limner.models.upscaler import UpscalerConfig
 from limner.text.lexicon import Lexicon, load_lexicon
 from limner.train.config import LoopConfig, RunConfig
 from limner.train.objectives.denoise import DenoiseConfig
+from limner.train.objectives.detect import DetectConfig
 from limner.train.objectives.upscale import UpscaleConfig
 
 OBJECTS = ("apple", "cat", "tree", "balloon", "house", "star")
@@ -47,6 +48,15 @@ def upscale(atlas_folder: Path) -> UpscaleConfig:
 
 
 @pytest.fixture
+def detect(atlas_folder: Path) -> DetectConfig:
+    return DetectConfig(
+        data=DrawnConfig(folder=str(atlas_folder)),
+        model=DetectorConfig(size=64, channels=24, growth=8, levels=3, embedding=32),
+        sides=(32, 64, 96),
+    )
+
+
+@pytest.fixture
 def loop() -> LoopConfig:
     """Six steps of four pictures, on the CPU in float32."""
     return LoopConfig(
@@ -60,10 +70,14 @@ def loop() -> LoopConfig:
     )
 
 
-@pytest.fixture(params=["denoise", "upscale"])
+@pytest.fixture(params=["denoise", "upscale", "detect"])
 def run(
-    request: pytest.FixtureRequest, loop: LoopConfig, denoise: DenoiseConfig, upscale: UpscaleConfig
+    request: pytest.FixtureRequest,
+    loop: LoopConfig,
+    denoise: DenoiseConfig,
+    upscale: UpscaleConfig,
+    detect: DetectConfig,
 ) -> RunConfig:
     """A run of each objective."""
-    both = RunConfig(name="test", loop=loop, denoise=denoise)
-    return both if request.param == "denoise" else replace(both, denoise=None, upscale=upscale)
+    objectives = {"denoise": denoise, "upscale": upscale, "detect": detect}
+    return RunConfig(name="test", loop=loop, **{request.param: objectives[request.param]})

@@ -38,11 +38,15 @@ def test_a_file_becomes_a_configuration(tmp_path: Path) -> None:
     assert run.upscale is None
 
 
-def test_the_other_objective(tmp_path: Path) -> None:
+def test_the_other_objectives(tmp_path: Path) -> None:
     run = read(written(tmp_path, 'name = "x"\n[loop]\nimages = 1\n[upscale]\nblur = 0.5'))
     assert run.upscale is not None
     assert run.upscale.blur == 0.5
     assert run.denoise is None
+    run = read(written(tmp_path, 'name = "x"\n[loop]\nimages = 1\n[detect]\nsides = [64]'))
+    assert run.detect is not None
+    assert run.detect.sides == (64,)
+    assert run.upscale is None
 
 
 def test_overrides_set_dotted_keys(tmp_path: Path) -> None:
@@ -65,7 +69,7 @@ def test_overrides_set_dotted_keys(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (BOTH.replace("images", "imagse"), r"loop: unknown key 'imagse'; did you mean \"images\"\?"),
-        (BOTH.replace("[optim]", "[zzz]"), r"unknown key 'zzz'; known: name, loop, optim, denoise, upscale"),
+        (BOTH.replace("[optim]", "[zzz]"), r"unknown key 'zzz'; known: name, loop, .*, upscale, detect"),
         (BOTH.replace("size = 32", 'size = "32"'), "size must be a whole number, got '32'"),
         (BOTH.replace("size = 32", "size = true"), "size must be a whole number, got True"),
         (BOTH.replace("1_000", "1.5"), "images must be a whole number, got 1.5"),
@@ -78,13 +82,28 @@ def test_overrides_set_dotted_keys(tmp_path: Path) -> None:
         ("[denoise]", "missing name, loop"),
         ('name = "x"\n[loop]\nimages = 1', "exactly one objective"),
         (BOTH + "[upscale]\nsize = 16", "exactly one objective"),
+        (BOTH + "[detect]\nsides = [64]", "exactly one objective"),
+        (BOTH + "[detect.world]\ncoloured = 0.5", r"detect: letters are learnt from words"),
+        (BOTH + "[detect]\nsides = []", "one or more numbers of pixels"),
         (BOTH.replace("size = 32", "size = 33"), "size 33 is not a multiple of patch 8"),
+        (BOTH.replace("1_000", "0"), "loop: images is at least 1, got 0"),
+        (BOTH.replace("1_000", "5\nbatch = 0"), "loop: batch is at least 1, got 0"),
+        (BOTH.replace("clip = 2", "clip = nan"), "clip must be a finite number, got nan"),
+        (BOTH.replace("[0.8, 0.9]", "[0.8, inf]"), "betas must be a finite number, got inf"),
+        (BOTH.replace("clip = 2", "clip = 0"), "optim: clip is above 0, got 0.0"),
         ("name = ", "run.toml is not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read(written(tmp_path, text))
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match=r"run\.toml is not valid TOML: .*utf-8"):
+        read(path)
 
 
 def test_wrong_overrides(tmp_path: Path) -> None:

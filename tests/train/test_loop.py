@@ -17,6 +17,7 @@ from limner.train import loop as loop_file
 from limner.train.config import RunConfig, build, read
 from limner.train.loop import TrainStep, fit
 from limner.train.optim import optimizers
+from limner.weights.detector import load_detector
 
 
 def checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -74,9 +75,11 @@ def test_what_a_step_reports(run: RunConfig, tmp_path: Path) -> None:
         assert step.images_per_second > 0
         assert (
             set(step.losses)
-            == {"denoise": {"velocity", "label"}, "upscale": {"pixels", "edges"}}[
-                "denoise" if run.denoise else "upscale"
-            ]
+            == {
+                "denoise": {"velocity", "label"},
+                "upscale": {"pixels", "edges"},
+                "detect": {"centre", "offset", "extent", "class", "colour", "picture"},
+            }["denoise" if run.denoise else "upscale" if run.upscale else "detect"]
         )
     assert [step.saved for step in steps] == [None] * 5 + [tmp_path / "checkpoint.safetensors"]
     assert [step.sheet is None for step in steps] == [True] * 5 + [False]
@@ -88,7 +91,7 @@ def test_what_a_step_reports(run: RunConfig, tmp_path: Path) -> None:
 
 
 def run_folder(run: RunConfig) -> str:
-    objective = run.denoise or run.upscale
+    objective = run.denoise or run.upscale or run.detect
     assert objective is not None
     return objective.data.folder
 
@@ -115,9 +118,13 @@ def test_weights_say_what_they_are(run: RunConfig, tmp_path: Path) -> None:
         assert network["vocabulary"] == len(header["vocabulary"]) == len(tensors["text.token.weight"])
         assert network["labels"] == 0
         assert not any(name.startswith("label.") for name in tensors)
-    else:
+    elif run.upscale is not None:
         assert header["network"]["Upscaler"]["factor"] == 2
         assert header["size"] == 16
+    else:
+        detector = load_detector(path)
+        assert detector.names.objects == ("apple", "cat", "tree", "balloon", "house", "star")
+        assert detector.config.size == 64
 
 
 def spoiled(run: RunConfig, monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:

@@ -13,6 +13,7 @@ import torch
 from limner.errors import ConfigError
 from limner.train.objectives import Objective
 from limner.train.objectives.denoise import Denoise, DenoiseConfig
+from limner.train.objectives.detect import Detect, DetectConfig
 from limner.train.objectives.upscale import Upscale, UpscaleConfig
 from limner.train.optim import OptimConfig
 from limner.util.suggest import suggestion
@@ -51,18 +52,24 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     denoise: DenoiseConfig | None = None
     upscale: UpscaleConfig | None = None
+    detect: DetectConfig | None = None
 
     def __post_init__(self) -> None:
-        if (self.denoise is None) == (self.upscale is None):
-            raise ConfigError("a run has exactly one objective: give a [denoise] or an [upscale] table.")
+        given = [table for table in (self.denoise, self.upscale, self.detect) if table is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                "a run has exactly one objective: give a [denoise], an [upscale] or a [detect] table."
+            )
 
 
 def build(run: RunConfig, device: torch.device) -> Objective:
     """The objective of a run, with its data and its network on `device`."""
     if run.denoise is not None:
         return Denoise(run.denoise, device)
-    assert run.upscale is not None  # RunConfig has exactly one
-    return Upscale(run.upscale, device)
+    if run.upscale is not None:
+        return Upscale(run.upscale, device)
+    assert run.detect is not None  # RunConfig has exactly one
+    return Detect(run.detect, device)
 
 
 def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:

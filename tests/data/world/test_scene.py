@@ -12,6 +12,7 @@ from limner.data.world.scene import (
     COLOURS,
     KINDS,
     LAYOUTS,
+    LETTER_HEIGHT,
     MIX,
     PLACES,
     Scenes,
@@ -19,6 +20,7 @@ from limner.data.world.scene import (
     WorldConfig,
     held_out,
     recolour,
+    spelled,
 )
 from limner.errors import DataError
 
@@ -168,6 +170,13 @@ def test_unseen_scenes_all_hold_something_that_training_never_saw(core_atlas: At
     world = World(core_atlas)
     scenes = world.sample(50, seeded(), unseen=True)
     assert world.breaks_rule(scenes).all()
+    assert not world._repeats(scenes).any()
+
+
+def test_a_judge_may_see_both(core_atlas: Atlas) -> None:
+    world = World(core_atlas)
+    scenes = world.sample(2_000, seeded(), unseen=None)
+    assert 0 < world.breaks_rule(scenes).sum() < 400
     assert not world._repeats(scenes).any()
 
 
@@ -364,6 +373,16 @@ def test_words_are_written_in_their_colour_below_the_object(atlas: Atlas) -> Non
     assert nearest_colour(written[:, ys[0], xs[0]]) == "black"
     gaps = (~ink.any(0)[xs.min() : xs.max()]).sum()
     assert gaps > 3
+
+
+def test_where_the_letters_of_a_word_stand() -> None:
+    advance = torch.tensor([1.0, 0.5])
+    centres, height = spelled(torch.tensor([[0, 1, -1], [-1, -1, -1]]), advance)
+    torch.testing.assert_close(height, torch.full((2,), LETTER_HEIGHT))
+    torch.testing.assert_close(centres[0, :2, 0], 0.5 + LETTER_HEIGHT * torch.tensor([-0.25, 0.5]))
+    assert centres.isfinite().all()
+    _, shrunk = spelled(torch.zeros(1, 10, dtype=torch.long), advance)
+    assert shrunk.item() == pytest.approx(0.09)
 
 
 def test_long_words_shrink_to_the_canvas(atlas: Atlas) -> None:

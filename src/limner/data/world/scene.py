@@ -65,6 +65,8 @@ class WorldConfig:
     gradient: float = 0.1  # share of backgrounds that blend two colours
     setting: float = 0.2  # share of backgrounds that are drawn settings; the rest is one plain colour
     word_length: int = 6  # letters at most
+    jitter: float = 0.04  # how far an object may stand off its place, along each axis; share of the canvas
+    stretch: float = 0.1  # how much larger or smaller than ordinary an object may be, as a share of its side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,14 +114,18 @@ class World:
 
     # -- sampling --------------------------------------------------------------------------------------------
 
-    def sample(self, count: int, generator: torch.Generator, *, unseen: bool = False) -> Scenes:
-        """Draw `count` scenes, none of which breaks the held-out rule; with `unseen=True`, all of them do.
+    def sample(self, count: int, generator: torch.Generator, *, unseen: bool | None = False) -> Scenes:
+        """Draw `count` scenes, none of which breaks the held-out rule; with `unseen=True`, all of them do,
+        and with `unseen=None` the rule is not asked.
 
         Raises DataError when the atlas is too small for the rule to be kept.
         """
         scenes = self._draw(count, generator)
         for _ in range(200):
-            rows = (self._repeats(scenes) | (self.breaks_rule(scenes) != unseen)).nonzero().squeeze(1)
+            wrong = self._repeats(scenes)
+            if unseen is not None:
+                wrong |= self.breaks_rule(scenes) != unseen
+            rows = wrong.nonzero().squeeze(1)
             if len(rows) == 0:
                 return scenes
             redrawn = self._draw(len(rows), generator)
@@ -185,8 +191,8 @@ class World:
         scale = torch.where(uniform(count, PLACES) < self.config.sized, 2 * integers(2, count, PLACES) - 1, 0)
         scale = torch.where((kind <= 3)[:, None], scale, 0).gather(1, group)
 
-        jitter = 0.04 * (2 * uniform(count, PLACES, 2) - 1)
-        stretch = 0.9 + 0.2 * uniform(count, PLACES)
+        jitter = self.config.jitter * (2 * uniform(count, PLACES, 2) - 1)
+        stretch = 1 + self.config.stretch * (2 * uniform(count, PLACES) - 1)
         stretch = stretch * torch.where(scale < 0, 0.62, torch.where(scale > 0, 1.18, 1.0))
         letters = torch.full((count, self.config.word_length), -1, device=self.device)
         if self.config.word > 0:
@@ -285,10 +291,7 @@ class World:
             return
         letters = scenes.letters[rows]
         said = letters >= 0
-        widths = self.atlas.advance[letters.clamp_min(0)] * said  # in heights
-        height = (0.9 / widths.sum(1)).clamp_max(LETTER_HEIGHT)  # long words shrink to the canvas
-        advance = widths * height[:, None]
-        x = 0.5 - advance.sum(1, keepdim=True) / 2 + advance.cumsum(1) - advance / 2
+        centres, height = spelled(letters, self.atlas.advance)
         pixels = LETTER_HEIGHT * size
         tile_size = min((s for s in self.atlas.letters if s >= pixels), default=max(self.atlas.letters))
         window = min(size, math.ceil(pixels * (1 + 1 / tile_size)))
@@ -299,14 +302,25 @@ class World:
             if len(some) == 0:
                 return
             ink = self.atlas.letters[tile_size][letters[some, index]].float()[:, None] / 255
-            centre = torch.stack([x[some, index], torch.full_like(x[some, index], 0.88)], 1)
-            alpha, top, left = _place(ink, centre, height[some], size, window)
+            alpha, top, left = _place(ink, centres[some, index], height[some], size, window)
             at = (rows[some], slice(None), top, left)
             pictures[at] = pictures[at].lerp(colour[some, :, None, None], alpha)
 
 
 LETTER_HEIGHT = 0.17  # of quoted words, share of the canvas, at most
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def spelled(
+    letters: Int[Tensor, "n w"], advance: Float[Tensor, " l"]
+) -> tuple[Float[Tensor, "n w 2"], Float[Tensor, " n"]]:
+    """Where the letters of words stand, -1 being none: x, y of the centre of each letter's square tile, and
+    its side, as shares of the canvas."""
+    widths = advance[letters.clamp_min(0)] * (letters >= 0)  # in heights
+    height = (0.9 / widths.sum(1)).clamp_max(LETTER_HEIGHT)  # long words shrink to the canvas
+    steps = widths * height[:, None]
+    x = 0.5 - steps.sum(1, keepdim=True) / 2 + steps.cumsum(1) - steps / 2
+    return torch.stack([x, torch.full_like(x, 0.88)], -1), height
 
 
 def _palette(device: torch.device) -> Float[Tensor, "10 3"]:
