@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
 
-    world = World(load_atlas(args.atlas), device=args.device)
+    world = World(load_atlas(args.atlas.expanduser()), device=args.device)
     generator = torch.Generator().manual_seed(0)
     batches = max(1, args.scenes // args.batch)
 
