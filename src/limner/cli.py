@@ -96,7 +96,7 @@ def imagine(
         return
     if not quiet:
         for notice in result.notices:
-            console.print(notice, style="dim", markup=False)
+            console.print(_visible(str(notice)), style="dim", markup=False)
     for warning in result.warnings:
         console.print(f"Warning: {_visible(str(warning))}", style="yellow", markup=False)
     for path in paths:

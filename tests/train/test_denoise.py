@@ -74,7 +74,9 @@ def test_the_loss_is_the_velocity_error_of_what_the_network_says(denoise: Denois
     expected = (batch.weight * batch.x0.square()).flatten(1).mean(1) / batch.t.clamp(min=0.05).square()
     torch.testing.assert_close(parts["velocity"], expected.mean())
     classes = len(made.world.atlas.objects) + 1
-    assert parts["label"].item() == pytest.approx(0.25 * torch.tensor(float(classes)).log().item(), rel=0.5)
+    assert parts["label"].item() == pytest.approx(
+        made.config.label_weight * torch.tensor(float(classes)).log().item(), rel=0.5
+    )
     made.model.features = lambda *_: (batch.x0, torch.zeros(4, 16, 32))  # type: ignore[method-assign, assignment]
     assert made.loss(batch)["velocity"] == 0
 

@@ -1,5 +1,6 @@
 """Networks from files: strictly, in float32, without filling memory first."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,13 @@ def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    (tmp_path / "w.partial").touch(mode=0o600)  # left behind by a process that died
+    before = os.umask(0o022)
+    try:
+        save({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from limner.data.world.scene import LAYOUTS
+from limner.data.world.scene import LARGE, LAYOUTS, SMALL
 from limner.errors import RequestError
 from limner.evaluate.prompts import GENEVAL, TASKS, Clause, Prompt
 from limner.models.detector import Detection, Seen
@@ -25,7 +25,6 @@ MARGIN = 0.1  # of the position rule, share of both boxes' sides
 DIRECTION = 0.5  # of the position rule: sine of 30 degrees
 AIR = 0.975  # longer side of a drawing's ink / side of its tile
 ORDINARY = AIR * LAYOUTS["one"][0][2]  # longer side of a lone object, share of the picture
-SMALL, LARGE = 0.62, 1.18  # what the words for sizes make of it in `World`
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from limner.data.world.scene import BACKGROUNDS
 from limner.errors import DataError
-from limner.text.words import COLOURS, OPPOSITE, SETTINGS, SIZES, STYLES
+from limner.text.words import COLOURS, OPPOSITE, SIZES, STYLES
 from limner.util.suggest import suggestion
 
 GENEVAL = {  # task -> number of prompts, as in GenEval; only these six make the overall score
@@ -34,7 +35,6 @@ OURS = {  # task -> number of prompts; listed separately, never part of the over
     "unseen_position": 100,  # as position, with object-relation-object triples that were held out
 }
 TASKS = GENEVAL | OURS
-BACKGROUNDS = (*COLOURS, "gradient", *SETTINGS)
 SETS = Path(__file__).with_name("sets")
 MOST = 16  # objects of one kind that a prompt may ask for
 

@@ -113,7 +113,9 @@ def save(report: Report, folder: Path) -> list[Path]:
     files = {folder / JSON: json.dumps(to_dict(report), indent=1), folder / HTML: page(report)}
     try:
         for path, text in files.items():
-            path.write_text(text, "utf-8")
+            beside = path.with_name(path.name + ".partial")
+            beside.write_text(text, "utf-8")
+            beside.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {error.strerror}") from None
     return list(files)

@@ -19,10 +19,21 @@ from torch import Tensor
 from limner.data.world.art import LETTERS, load_atlas
 from limner.data.world.backgrounds import SETTINGS
 from limner.data.world.caption import Captioner
-from limner.data.world.scene import COLOURS, KINDS, LAYOUTS, PLACES, Scenes, World, WorldConfig
+from limner.data.world.scene import (
+    COLOURS,
+    KINDS,
+    LARGE,
+    LAYOUTS,
+    LIFT,
+    PLACES,
+    SHRINK,
+    SMALL,
+    Scenes,
+    World,
+    WorldConfig,
+)
 from limner.data.world.source import noun
 from limner.errors import DataError, EngineError
-from limner.evaluate.composition import LARGE, SMALL
 from limner.evaluate.prompts import Prompt
 from limner.pipeline.request import Request
 from limner.pipeline.run import Pipeline
@@ -99,8 +110,8 @@ def compose(prompt: Prompt, world: World, count: int, generator: torch.Generator
         if len(prompt.word) > world.config.word_length:
             raise DataError(f'the world has no room for the word "{prompt.word}"')
         letters[:, : len(prompt.word)] = torch.tensor([LETTERS.index(letter) for letter in prompt.word])
-        centre[..., 1] -= 0.12  # room for the word, as `World` makes it
-        side *= 0.8
+        centre[..., 1] -= LIFT
+        side *= SHRINK
     scenes = replace(
         scenes,
         kind=torch.full((count,), list(KINDS).index("several")),

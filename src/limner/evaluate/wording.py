@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from limner.data.world.caption import COUNTS, SETTING_PHRASES
-from limner.data.world.scene import COLOURS, held_out
+from limner.data.world.scene import BACKGROUNDS, COLOURS, held_out
 from limner.data.world.source import noun
 from limner.errors import DataError
-from limner.evaluate.prompts import BACKGROUNDS, TASKS, Clause, Prompt
+from limner.evaluate.prompts import TASKS, Clause, Prompt
 from limner.text.lexicon import Entry, load_lexicon
 from limner.text.nouns import with_article
 from limner.text.words import OPPOSITE, PLURAL, SIZES, STYLES

@@ -55,7 +55,11 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
     """Write a safetensors file; `path` holds the old file or the whole new one, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
+    beside.unlink(missing_ok=True)
+    beside.touch()  # as the user's umask has it; safetensors makes files that nobody else may read
+    mode = beside.stat().st_mode
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, dict(metadata))
+    beside.chmod(mode)
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)

@@ -21,7 +21,10 @@ from limner.data.world.backgrounds import PALETTE, SETTINGS, paint
 from limner.errors import DataError
 
 COLOURS = tuple(PALETTE)  # the ten colours of GenEval
+BACKGROUNDS = (*COLOURS, "gradient", *SETTINGS)
 PLACES = 5  # objects in a scene, at most
+SMALL, LARGE = 0.62, 1.18  # what the words for sizes make of an object's side
+LIFT, SHRINK = 0.12, 0.8  # room for a word: an object moves up by this share of the canvas, its side shrinks
 RELATIONS = ("left of", "right of", "above", "below")
 
 # Layouts: name -> (centre x, centre y, side) per place, shares of the canvas.
@@ -193,7 +196,7 @@ class World:
 
         jitter = self.config.jitter * (2 * uniform(count, PLACES, 2) - 1)
         stretch = 1 + self.config.stretch * (2 * uniform(count, PLACES) - 1)
-        stretch = stretch * torch.where(scale < 0, 0.62, torch.where(scale > 0, 1.18, 1.0))
+        stretch = stretch * torch.where(scale < 0, SMALL, torch.where(scale > 0, LARGE, 1.0))
         letters = torch.full((count, self.config.word_length), -1, device=self.device)
         if self.config.word > 0:
             length = 2 + integers(self.config.word_length - 1, count, 1)
@@ -203,8 +206,8 @@ class World:
             letters = torch.where(said, integers(len(LETTERS), count, self.config.word_length), -1)
         centre, side = anchors[..., :2] + jitter, anchors[..., 2] * stretch
         spelled = letters[:, 0] >= 0
-        centre[..., 1] -= torch.where(spelled, 0.12, 0.0)[:, None]
-        side = side * torch.where(spelled, 0.8, 1.0)[:, None]
+        centre[..., 1] -= torch.where(spelled, LIFT, 0.0)[:, None]
+        side = side * torch.where(spelled, SHRINK, 1.0)[:, None]
         return Scenes(
             kind=kind,
             layout=layout,

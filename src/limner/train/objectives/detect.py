@@ -22,13 +22,11 @@ from torch import Tensor
 
 from limner.data.world import source
 from limner.data.world.art import LETTERS
-from limner.data.world.backgrounds import SETTINGS
-from limner.data.world.scene import COLOURS, Scenes, World, WorldConfig, spelled
+from limner.data.world.scene import BACKGROUNDS, COLOURS, Scenes, World, WorldConfig, spelled
 from limner.models.detector import STRIDE, Detector, DetectorConfig, Names, Seen, at, resize
 from limner.train.objectives.upscale import blur
 from limner.util.images import images_from_pixels, sheet
 
-BACKGROUNDS = (*COLOURS, "gradient", *SETTINGS)
 RECTANGLES = 2  # that may hide parts of a picture
 
 
