@@ -117,6 +117,13 @@ def test_missing_drawings_and_packages(icon_sets: Path, tmp_path: Path) -> None:
         ("icons.json", b'{"icons": {"red-apple": 3}}', "is no icon set"),
         ("icons.json", b'{"icons": {"red-apple": {}}}', "it lacks 'body'"),
         ("icons.json", b'{"icons": {"red-apple": {"body": 3}}}', "no drawing named red-apple"),
+        ("icons.json", b'{"icons": {"red-apple": {"body": "<path"}}}', "red-apple cannot be rendered"),
+        ("icons.json", b'{"icons": {"red-apple": {"body": ""}}}', "red-apple cannot be rendered"),
+        (
+            "icons.json",
+            b'{"icons": {"red-apple": {"body": "", "width": "a"}}}',
+            "red-apple cannot be rendered",
+        ),
     ],
 )
 def test_a_broken_package_leaves_the_old_atlas_alone(
@@ -157,7 +164,7 @@ def test_a_folder_that_cannot_be_written_to(icon_sets: Path, tmp_path: Path) -> 
         prepare(tmp_path / "file", APPLE, styles=("flat",), source=icon_sets)
 
 
-def test_a_failed_prepare_leaves_no_atlas(
+def test_a_failed_prepare_leaves_what_was_there(
     icon_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path, APPLE, styles=("flat",), source=icon_sets)
@@ -167,12 +174,16 @@ def test_a_failed_prepare_leaves_no_atlas(
         seen.append(progress)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path, APPLE, styles=("flat",), source=icon_sets, progress=stop)
-    assert seen == [("flat", 1, 1)]
-    assert not (tmp_path / "atlas.json").exists()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, APPLE, styles=("glossy",), source=icon_sets, progress=stop)
+    assert seen == [("glossy", 1, 1)] * 2
     with pytest.raises(DataError, match="no atlas"):
-        load_atlas(tmp_path)
+        load_atlas(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new").rmdir()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 NPM = """#!/bin/sh

@@ -142,16 +142,21 @@ def prepare(
             packages[style] = _package(style, at, drawings)
     sources = {style: told for style, (_, told) in packages.items()}
     index = {"objects": list(objects), "styles": list(packages), "sources": sources}
+    staging = folder / "partial"  # an older atlas stays whole until the new one is
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "atlas.json").unlink(missing_ok=True)  # written last: a half-made atlas is no atlas
+        staging.mkdir(parents=True, exist_ok=True)
         for style, (icons, _) in packages.items():
-            _render_style(folder, style, icons, drawings, progress)
-        _render_letters(folder)
-        (folder / "atlas.partial").write_text(json.dumps(index, indent=1))
-        (folder / "atlas.partial").replace(folder / "atlas.json")
+            _render_style(staging, style, icons, drawings, progress)
+        _render_letters(staging)
+        (folder / "atlas.json").unlink(missing_ok=True)  # written last: a half-moved atlas is no atlas
+        for path in staging.glob("*.npy"):
+            path.replace(folder / path.name)
+        (staging / "atlas.json").write_text(json.dumps(index, indent=1))
+        (staging / "atlas.json").replace(folder / "atlas.json")
     except OSError as error:
         raise DataError(f"cannot write the atlas to {folder}: {error.strerror}; choose another.") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def load_atlas(
@@ -220,6 +225,16 @@ def _tight_tile(icons: Icons, name: str, size: int) -> Pixels:
     return premultiplied.transpose(2, 0, 1)
 
 
+def _drawing(icons: Icons, name: str, size: int) -> Pixels:
+    """`_tight_tile`, where a drawing that is broken or shows nothing raises DataError."""
+    try:
+        return _tight_tile(icons, name, size)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"the drawing {name} cannot be rendered ({error}); fetch the package again."
+        ) from None
+
+
 def _render_style(
     folder: Path, style: str, icons: Icons, names: list[str], progress: Callable[[str, int, int], None]
 ) -> None:
@@ -231,7 +246,7 @@ def _render_style(
         for size in SIZES
     }
     with ThreadPoolExecutor(2) as pool:
-        for done, tile in enumerate(pool.map(lambda name: _tight_tile(icons, name, top), names)):
+        for done, tile in enumerate(pool.map(lambda name: _drawing(icons, name, top), names)):
             for size in reversed(SIZES):
                 factor = top // size  # averaging premultiplied colour is the exact smaller picture
                 small = tile.reshape(4, size, factor, size, factor).mean(axis=(2, 4))
