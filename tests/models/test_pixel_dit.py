@@ -190,3 +190,27 @@ def test_parameter_names_are_those_of_published_weights() -> None:
 def test_shapes_that_do_not_divide(change: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(TINY, **change)
+
+
+def test_guidance_is_silent_until_it_is_learned() -> None:
+    """Told or not, a new network says the same; once the embedding is no longer zero, the scale matters."""
+    plain, told = PixelDiT(TINY), PixelDiT(replace(TINY, guidance_channels=8))
+    plain.initialize(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # no branch silent
+        for p in plain.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    told.initialize(torch.Generator().manual_seed(2))
+    told.load_state_dict(plain.state_dict(), strict=False)
+    assert set(told.state_dict()) - set(plain.state_dict()) == {"guidance_in.weight"}
+    x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([0.3, 0.9])
+    tokens = torch.randint(1, 20, (2, 5), generator=generator)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    text = (*plain.encode(tokens, mask), mask)
+    scale = torch.tensor([1.0, 3.0])
+    assert torch.equal(plain(x, t, *text), told(x, t, *text, scale))
+    with torch.no_grad():
+        assert told.guidance_in is not None
+        told.guidance_in.weight.normal_(generator=generator)
+    assert not torch.allclose(told(x, t, *text, scale), told(x, t, *text, scale + 1), atol=1e-4)
+    torch.testing.assert_close(told(x, t, *text), told(x, t, *text, torch.zeros(2)))

@@ -1,0 +1,427 @@
+"""Writes tests/manifests/: names and shapes of published networks. No weights are needed for that.
+
+    python scripts/write_manifests.py [NAME ...]      (no names: all)
+
+`diffusers` (or `transformers`) are the names in a folder: the reference library's class, built on the meta
+device with the values of the published config.json. `original` are those of a single file, written down from
+the constructors of the original code and the values of its published .yaml. Neither comes from Limner's maps,
+so that the tests of those maps compare two things.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+FOLDER = Path(__file__).parents[1] / "tests" / "manifests"
+Shapes = dict[str, list[int]]
+Named = Iterator[tuple[str, list[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one file of tests/manifests says."""
+
+    source: str  # where the values come from that name the shapes
+    namings: dict[str, Shapes]  # naming -> tensor -> shape
+
+    def text(self) -> str:
+        """JSON, with the number of parameters for those who look."""
+        count = sum(torch.Size(shape).numel() for shape in next(iter(self.namings.values())).values())
+        return json.dumps({"source": self.source, "parameters": count, **self.namings}, indent=0)
+
+
+def built(network: Callable[..., torch.nn.Module], **config: Any) -> Shapes:
+    """Names and shapes of a reference network of that configuration."""
+    with torch.device("meta"):
+        return {name: list(tensor.shape) for name, tensor in network(**config).state_dict().items()}
+
+
+# U-Nets and control networks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """The values of an original U-Net's .yaml that decide its shapes."""
+
+    in_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # 0 where attention_resolutions leaves a level out
+    middle_depth: int = 1
+    context_dim: int = 768
+    use_linear: bool = True
+    adm_in_channels: int = 0
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.model_channels * multiple for multiple in self.channel_mult]
+
+
+def convolution(name: str, inputs: int, outputs: int, side: int = 3) -> Named:
+    yield f"{name}.weight", [outputs, inputs, side, side]
+    yield f"{name}.bias", [outputs]
+
+
+def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Named:
+    yield f"{name}.weight", [outputs, inputs]
+    if bias:
+        yield f"{name}.bias", [outputs]
+
+
+def norm(name: str, width: int) -> Named:
+    yield f"{name}.weight", [width]
+    yield f"{name}.bias", [width]
+
+
+def residual(name: str, inputs: int, outputs: int, time: int) -> Named:
+    yield from norm(f"{name}.in_layers.0", inputs)
+    yield from convolution(f"{name}.in_layers.2", inputs, outputs)
+    yield from linear(f"{name}.emb_layers.1", time, outputs)
+    yield from norm(f"{name}.out_layers.0", outputs)
+    yield from convolution(f"{name}.out_layers.3", outputs, outputs)
+    if inputs != outputs:
+        yield from convolution(f"{name}.skip_connection", inputs, outputs, 1)
+
+
+def spatial_transformer(name: str, width: int, depth: int, config: Original) -> Named:
+    yield from norm(f"{name}.norm", width)
+    for end in ("proj_in", "proj_out"):
+        if config.use_linear:
+            yield from linear(f"{name}.{end}", width, width)
+        else:
+            yield from convolution(f"{name}.{end}", width, width, 1)
+    for index in range(depth):
+        block = f"{name}.transformer_blocks.{index}"
+        for which, source in (("attn1", width), ("attn2", config.context_dim)):
+            yield from linear(f"{block}.{which}.to_q", width, width, bias=False)
+            yield from linear(f"{block}.{which}.to_k", source, width, bias=False)
+            yield from linear(f"{block}.{which}.to_v", source, width, bias=False)
+            yield from linear(f"{block}.{which}.to_out.0", width, width)
+        yield from linear(f"{block}.ff.net.0.proj", width, 8 * width)
+        yield from linear(f"{block}.ff.net.2", 4 * width, width)
+        for which in ("norm1", "norm2", "norm3"):
+            yield from norm(f"{block}.{which}", width)
+
+
+def block(name: str, inputs: int, width: int, depth: int, config: Original) -> Named:
+    yield from residual(f"{name}.0", inputs, width, 4 * config.model_channels)
+    if depth:
+        yield from spatial_transformer(f"{name}.1", width, depth, config)
+
+
+def way_down(prefix: str, config: Original, kept: list[int]) -> Named:
+    """Everything up to the middle; `kept` is filled with the width of every step."""
+    time, width = 4 * config.model_channels, config.model_channels
+    yield from linear(f"{prefix}time_embed.0", width, time)
+    yield from linear(f"{prefix}time_embed.2", time, time)
+    if config.adm_in_channels:
+        yield from linear(f"{prefix}label_emb.0.0", config.adm_in_channels, time)
+        yield from linear(f"{prefix}label_emb.0.2", time, time)
+    yield from convolution(f"{prefix}input_blocks.0.0", config.in_channels, width)
+    kept.append(width)
+    for level, (wide, depth) in enumerate(zip(config.widths, config.transformer_depth, strict=True)):
+        if level:
+            yield from convolution(f"{prefix}input_blocks.{len(kept)}.0.op", width, width)
+            kept.append(width)
+        for _ in range(2):
+            yield from block(f"{prefix}input_blocks.{len(kept)}", width, wide, depth, config)
+            kept.append(width := wide)
+    yield from residual(f"{prefix}middle_block.0", width, width, time)
+    yield from spatial_transformer(f"{prefix}middle_block.1", width, config.middle_depth, config)
+    yield from residual(f"{prefix}middle_block.2", width, width, time)
+
+
+def original_unet(config: Original) -> Named:
+    prefix, kept = "model.diffusion_model.", list[int]()
+    yield from way_down(prefix, config, kept)
+    steps, width = len(kept), config.widths[-1]
+    for level in reversed(range(len(config.widths))):
+        wide, depth = config.widths[level], config.transformer_depth[level]
+        for index in range(3):
+            name = f"{prefix}output_blocks.{steps - len(kept)}"
+            yield from block(name, width + kept.pop(), wide, depth, config)
+            width = wide
+            if level and index == 2:
+                yield from convolution(f"{name}.{2 if depth else 1}.conv", width, width)
+    yield from norm(f"{prefix}out.0", width)
+    yield from convolution(f"{prefix}out.2", width, 4)
+
+
+def original_controlnet(config: Original) -> Named:
+    prefix, kept = "control_model.", list[int]()
+    yield from way_down(prefix, config, kept)
+    hint = [3, 16, 16, 32, 32, 96, 96, 256, config.model_channels]
+    for index, (inputs, outputs) in enumerate(pairwise(hint)):
+        yield from convolution(f"{prefix}input_hint_block.{2 * index}", inputs, outputs)
+    for index, width in enumerate(kept):
+        yield from convolution(f"{prefix}zero_convs.{index}.0", width, width, 1)
+    yield from convolution(f"{prefix}middle_block_out.0", kept[-1], kept[-1], 1)
+
+
+V1 = Original(use_linear=False)
+V2 = Original(context_dim=1024)
+XL = Original(
+    channel_mult=(1, 2, 4),
+    transformer_depth=(0, 2, 10),
+    middle_depth=10,
+    context_dim=2048,
+    adm_in_channels=2816,
+)
+REFINER = Original(
+    model_channels=384, transformer_depth=(0, 4, 4, 0), middle_depth=4, context_dim=1280, adm_in_channels=2560
+)
+THREE_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+THREE_UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+V2_CONFIG = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+XL_CONFIG = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": THREE_DOWN,
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+REFINER_CONFIG = {
+    **XL_CONFIG,
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": (*THREE_DOWN, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *THREE_UP),
+    "transformer_layers_per_block": 4,
+    "attention_head_dim": [6, 12, 24, 24],
+    "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+}
+
+
+def unet(source: str, original: Original, **config: Any) -> Manifest:
+    theirs = built(diffusers.UNet2DConditionModel, **config)
+    return Manifest(source=source, namings={"diffusers": theirs, "original": dict(original_unet(original))})
+
+
+def controlnet(source: str, original: Original, **config: Any) -> Manifest:
+    theirs = built(diffusers.ControlNetModel, **config)
+    return Manifest(
+        source=source, namings={"diffusers": theirs, "original": dict(original_controlnet(original))}
+    )
+
+
+# Text encoders and autoencoders
+
+
+def original_text(prefix: str, width: int, depth: int) -> Named:
+    """OpenCLIP's text tower, as SD 2 and SGM keep it: their single files hold all of it, used or not."""
+    yield f"{prefix}positional_embedding", [77, width]
+    yield f"{prefix}text_projection", [width, width]
+    yield f"{prefix}logit_scale", []
+    yield f"{prefix}token_embedding.weight", [49_408, width]
+    for index in range(depth):
+        name = f"{prefix}transformer.resblocks.{index}"
+        yield from norm(f"{name}.ln_1", width)
+        yield f"{name}.attn.in_proj_weight", [3 * width, width]
+        yield f"{name}.attn.in_proj_bias", [3 * width]
+        yield from linear(f"{name}.attn.out_proj", width, width)
+        yield from norm(f"{name}.ln_2", width)
+        yield from linear(f"{name}.mlp.c_fc", width, 4 * width)
+        yield from linear(f"{name}.mlp.c_proj", 4 * width, width)
+    yield from norm(f"{prefix}ln_final", width)
+
+
+def original_vae(latents: int, quantised: bool, prefix: str = "first_stage_model.") -> Named:
+    """ldm.modules.diffusionmodules.model.Encoder and Decoder with ch 128, ch_mult 1 2 4 4, two blocks."""
+    widths = [128, 256, 512, 512]
+    for side in ("encoder", "decoder"):
+        encodes = side == "encoder"
+        name, width = prefix + side, widths[0] if encodes else widths[-1]
+        yield from convolution(f"{name}.conv_in", 3 if encodes else latents, width)
+        for level, wide in list(enumerate(widths))[:: 1 if encodes else -1]:
+            at = f"{name}.{'down' if encodes else 'up'}.{level}"
+            for index in range(2 if encodes else 3):
+                yield from plain_residual(f"{at}.block.{index}", width, wide)
+                width = wide
+            if encodes and level < 3:
+                yield from convolution(f"{at}.downsample.conv", width, width)
+            if not encodes and level:
+                yield from convolution(f"{at}.upsample.conv", width, width)
+        yield from plain_residual(f"{name}.mid.block_1", 512, 512)
+        yield from norm(f"{name}.mid.attn_1.norm", 512)
+        for part in ("q", "k", "v", "proj_out"):
+            yield from convolution(f"{name}.mid.attn_1.{part}", 512, 512, 1)
+        yield from plain_residual(f"{name}.mid.block_2", 512, 512)
+        yield from norm(f"{name}.norm_out", width)
+        yield from convolution(f"{name}.conv_out", width, 2 * latents if encodes else 3)
+    if quantised:
+        yield from convolution(f"{prefix}quant_conv", 2 * latents, 2 * latents, 1)
+        yield from convolution(f"{prefix}post_quant_conv", latents, latents, 1)
+
+
+def plain_residual(name: str, inputs: int, outputs: int) -> Named:
+    yield from norm(f"{name}.norm1", inputs)
+    yield from convolution(f"{name}.conv1", inputs, outputs)
+    yield from norm(f"{name}.norm2", outputs)
+    yield from convolution(f"{name}.conv2", outputs, outputs)
+    if inputs != outputs:
+        yield from convolution(f"{name}.nin_shortcut", inputs, outputs, 1)
+
+
+def text(source: str, width: int, depth: int, original: Shapes, projected: bool = False) -> Manifest:
+    config = transformers.CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+    )
+    network = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    named = built(network, config=config)
+    published = {name if name.startswith("text_") else f"text_model.{name}": named[name] for name in named}
+    return Manifest(source=source, namings={"transformers": published, "original": original})
+
+
+def vae(source: str, latents: int, quantised: bool) -> Manifest:
+    theirs = built(
+        diffusers.AutoencoderKL,
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=latents,
+        use_quant_conv=quantised,
+        use_post_quant_conv=quantised,
+    )
+    original = dict(original_vae(latents, quantised))
+    return Manifest(source=source, namings={"diffusers": theirs, "original": original})
+
+
+def first_text(prefix: str) -> Shapes:
+    """OpenAI's text tower in a single file: as transformers named it when these files were made."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    named = {
+        f"{prefix}text_model.{name}": shape
+        for name, shape in built(transformers.CLIPTextModel, config=config).items()
+    }
+    return named | {f"{prefix}text_model.embeddings.position_ids": [1, 77]}
+
+
+MANIFESTS: dict[str, Callable[[], Manifest]] = {
+    "unet_sd15": lambda: unet(
+        "unet/config.json of stable-diffusion-v1-5; configs/stable-diffusion/v1-inference.yaml of CompVis",
+        V1,
+        cross_attention_dim=768,
+    ),
+    "unet_sd15_inpainting": lambda: unet(
+        "unet/config.json of stable-diffusion-inpainting; v1-inpainting-inference.yaml of runwayml",
+        Original(use_linear=False, in_channels=9),
+        cross_attention_dim=768,
+        in_channels=9,
+    ),
+    "unet_sd21": lambda: unet(
+        "unet/config.json of stable-diffusion-2-1 and 2-1-base; v2-inference-v.yaml of Stability AI",
+        V2,
+        **V2_CONFIG,
+    ),
+    "unet_sd21_unclip": lambda: unet(
+        "unet/config.json of stable-diffusion-2-1-unclip; v2-1-stable-unclip-h-inference.yaml",
+        Original(context_dim=1024, adm_in_channels=2048),
+        **V2_CONFIG,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2048,
+    ),
+    "unet_sdxl": lambda: unet(
+        "unet/config.json of stable-diffusion-xl-base-1.0, also sdxl-turbo; sd_xl_base.yaml of Stability AI",
+        XL,
+        **XL_CONFIG,
+        up_block_types=THREE_UP,
+    ),
+    "unet_sdxl_refiner": lambda: unet(
+        "unet/config.json of stable-diffusion-xl-refiner-1.0; sd_xl_refiner.yaml of Stability AI",
+        REFINER,
+        **REFINER_CONFIG,
+    ),
+    "controlnet_sd15": lambda: controlnet(
+        "config.json of lllyasviel/control_v11p_sd15_canny; models/cldm_v15.yaml of lllyasviel/ControlNet",
+        V1,
+        cross_attention_dim=768,
+    ),
+    "controlnet_sd21": lambda: controlnet(
+        "config.json of thibaud/controlnet-sd21-canny-diffusers; cldm_v21.yaml of lllyasviel/ControlNet",
+        V2,
+        **V2_CONFIG,
+    ),
+    "controlnet_sdxl": lambda: controlnet(
+        "config.json of diffusers/controlnet-canny-sdxl-1.0; cldm.py of lllyasviel/ControlNet with "
+        "the values of sd_xl_base.yaml (published in diffusers' naming only)",
+        XL,
+        **XL_CONFIG,
+    ),
+    "text_sd15": lambda: text(
+        "text_encoder/config.json of stable-diffusion-v1-5; v1-inference.yaml of CompVis",
+        768,
+        12,
+        first_text("cond_stage_model.transformer."),
+    ),
+    "text_sd21": lambda: text(
+        "text_encoder/config.json of stable-diffusion-2-1; v2-inference-v.yaml of Stability AI, ViT-H-14.json "
+        "of open_clip",
+        1024,
+        23,
+        dict(original_text("cond_stage_model.model.", 1024, 24)),
+    ),
+    "text_sdxl_first": lambda: text(
+        "text_encoder/config.json of stable-diffusion-xl-base-1.0; sd_xl_base.yaml of Stability AI",
+        768,
+        12,
+        first_text("conditioner.embedders.0.transformer."),
+    ),
+    "text_sdxl_second": lambda: text(
+        "text_encoder_2/config.json of stable-diffusion-xl-base-1.0; sd_xl_base.yaml of Stability AI, "
+        "ViT-bigG-14.json of open_clip (in the refiner's file: conditioner.embedders.0.model.)",
+        1280,
+        32,
+        dict(original_text("conditioner.embedders.1.model.", 1280, 32)),
+        projected=True,
+    ),
+    "vae_sd": lambda: vae(
+        "vae/config.json of stable-diffusion-v1-5, 2-1, xl-base-1.0 and sdxl-vae-fp16-fix (equal shapes); "
+        "v1-inference.yaml of CompVis",
+        4,
+        True,
+    ),
+    "vae_flux": lambda: vae(
+        "vae/config.json of FLUX.1-dev and stable-diffusion-3-medium (equal shapes); original naming under "
+        "the prefix of SD3's single file",
+        16,
+        False,
+    ),
+    "vae_taesd": lambda: Manifest(
+        source="config.json of madebyollin/taesd and taesdxl (equal shapes)",
+        namings={"diffusers": built(diffusers.AutoencoderTiny)},
+    ),
+}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MANIFESTS:
+        path = FOLDER / f"{name}.json.gz"
+        path.write_bytes(
+            gzip.compress(MANIFESTS[name]().text().encode(), mtime=0)
+        )  # the same bytes every time
+        print(f"{path}: {path.stat().st_size} bytes")
