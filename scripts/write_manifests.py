@@ -378,8 +378,8 @@ MANIFESTS: dict[str, Callable[[], Manifest]] = {
         first_text("cond_stage_model.transformer."),
     ),
     "text_sd21": lambda: text(
-        "text_encoder/config.json of stable-diffusion-2-1; v2-inference-v.yaml of Stability AI, ViT-H-14.json "
-        "of open_clip",
+        "text_encoder/config.json of stable-diffusion-2-1; v2-inference-v.yaml of Stability AI, "
+        "ViT-H-14.json of open_clip",
         1024,
         23,
         dict(original_text("cond_stage_model.model.", 1024, 24)),

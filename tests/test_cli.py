@@ -15,7 +15,8 @@ from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from limner import __version__, cli
-from limner.cli import app, half_blocks, main
+from limner.cli import app, main
+from limner.cli.screen import half_blocks
 from limner.errors import ConfigError, DataError, EngineError, RequestError, WeightsError
 from limner.families.mini import DEFAULTS
 from limner.pipeline.replay import read_request
@@ -181,7 +182,7 @@ def test_errors_are_one_red_line_and_an_exit_code(
     def fail(*_: object, **__: object) -> None:
         raise EngineError("the numbers broke down")
 
-    monkeypatch.setattr("limner.pipeline.run.load", fail)
+    monkeypatch.setattr("limner.pipeline.load.load", fail)
     assert call("imagine", "a cat") == (1, "", "Error: the numbers broke down\n")
 
 
@@ -407,7 +408,7 @@ def test_world_prepare_says_what_to_install(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="has no base"):
+    with pytest.raises(WeightsError, match="holds no model: there is neither base"):
         run("imagine", "a cat", "--model", tmp_path)
     with pytest.raises(WeightsError, match="cannot read the weights"):
         run("words", "cat", "--model", tmp_path)

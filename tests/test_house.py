@@ -1,11 +1,13 @@
 """The house that docs/design.md and README.md show is the one on the disk."""
 
+import importlib.util
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
@@ -13,17 +15,15 @@ from importlinter import cli as importlinter_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "limner"
-REACH = 3_500  # lines that a reader meets between a prompt and a picture, at most
+REACH = 3_500  # lines of code that a reader meets between a prompt and a picture, at most
 PLANNED = "not built yet"
 TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg", ""}
 BANNED = re.compile(r"\b(hidden_states|manager|helper|scheduler)\b", re.IGNORECASE)
-ENTRY = "limner.pipeline.run"  # the file that turns a prompt into a picture
-PARTS = {"base", "stages"}  # in families/, but no family
-FAMILIES = [
-    f"limner.families.{path.stem}"
-    for path in sorted((PACKAGE / "families").glob("[a-z]*.py"))
-    if path.stem not in PARTS
-]
+_spec = importlib.util.spec_from_file_location("reach", ROOT / "scripts" / "reach.py")
+assert _spec is not None
+assert _spec.loader is not None
+reach: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reach)
 
 
 def _block(page: str, opening: str) -> list[str]:
@@ -158,47 +158,35 @@ def test_design_shows_the_rows_that_are_linted() -> None:
     assert rows == [re.sub("[()]", "", layer) for layer in contract["layers"]]
 
 
-def _reach(family: str, graph: grimp.ImportGraph) -> set[str]:
-    """Our modules that are imported to draw with `family`, packages on the way included."""
-    others = set(FAMILIES) - {family}
-    modules = (
-        (graph.find_upstream_modules(ENTRY) - others) | graph.find_upstream_modules(family) | {ENTRY, family}
-    )
-    ours = {module for module in modules if module.split(".")[0] == "limner"}
-    parts = [module.split(".") for module in ours]
-    return ours | {".".join(part[:depth]) for part in parts for depth in range(1, len(part))}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", reach.FAMILIES)
 def test_readers_reach(family: str) -> None:
     graph = grimp.build_graph("limner", exclude_type_checking_imports=True, cache_dir=None)
-    lines = sum(_length(module) for module in _reach(family, graph))
+    lines = sum(reach.code(reach.source(module)) for module in reach.reach(family, graph))
     assert 500 < lines < REACH, f"{family} imports {lines} lines of this repository"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
+    text = '"""Said\ntwice."""\n\n# why\nx = 1  # what\n\n\ndef f():\n    """Told."""\n    return x\n'
+    assert reach.code(text) == 3
+
+
+@pytest.mark.parametrize("family", reach.FAMILIES)
 def test_drawing_needs_only_the_base_install(family: str) -> None:
     graph = grimp.build_graph("limner", include_external_packages=True, cache_dir=None)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     base = {_distribution(line) for line in project["dependencies"]} | {"limner", "pil"}
     imported = {
         upstream.split(".")[0]
-        for module in _reach(family, graph)
+        for module in reach.reach(family, graph)
         for upstream in graph.find_modules_directly_imported_by(module)
     }
-    foreign = {name for name in imported if name.lower() not in base and name not in sys.stdlib_module_names}
+    foreign = {name for name in imported if _distribution(name) not in base} - set(sys.stdlib_module_names)
     assert foreign == set(), f"imported to draw with {family}, but not installed by `pip install .`"
 
 
 def _distribution(requirement: str) -> str:
     """The normalised name in "Some_Name[extra]>=1" (PEP 503)."""
     return re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
-
-
-def _length(module: str) -> int:
-    path = ROOT / "src" / Path(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return len(file.read_text("utf-8").splitlines())
 
 
 def test_nothing_points_outside_the_clone() -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from limner.errors import ConfigError, DataError, EngineError, LimnerError, RequestError, WeightsError
 
 if TYPE_CHECKING:
+    from limner.pipeline.load import load
     from limner.pipeline.request import Request
     from limner.pipeline.result import Result
-    from limner.pipeline.run import Pipeline, Progress, load
+    from limner.pipeline.run import Pipeline, Progress
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _HOME = {  # public name -> the file that it is imported from on first use
     "Progress": "limner.pipeline.run",
     "Request": "limner.pipeline.request",
     "Result": "limner.pipeline.result",
-    "load": "limner.pipeline.run",
+    "load": "limner.pipeline.load",
 }
 
 

@@ -154,3 +154,23 @@ def test_midpoints_halve_log_snr_and_leave_infinite_steps_whole(path: Path, grid
     halves = inner.diff().reshape(-1, 2)
     torch.testing.assert_close(halves[:, 0], halves[:, 1], rtol=1e-6, atol=0)
     assert set(grid.t.tolist()) <= set(fine.t.tolist())
+
+
+def test_grids_by_name() -> None:
+    path = VPPath.scaled_linear()
+    assert torch.equal(grids.named("karras", path, 5).t, grids.karras(path, 5).t)
+    assert torch.equal(grids.named("leading", path, 5).t, grids.leading(path, 5, offset=1).t)
+    with pytest.raises(RequestError, match='no grid "carras"; did you mean "karras"'):
+        grids.named("carras", path, 5)
+
+
+def test_part_of_a_grid_and_the_step_of_a_t() -> None:
+    grid = grids.leading(VPPath.scaled_linear(), 10, offset=1)
+    part = grid.part(3, 7)
+    assert part.steps == 4
+    assert torch.equal(part.t, grid.t[3:8])
+    with pytest.raises(RequestError, match="two or more nodes"):
+        grid.part(4, 4)
+    assert [grid.step(float(t)) for t in grid.t] == [*range(10), 9]
+    assert grid.step(float(grid.t[3]) - 1) == 3
+    assert grid.step(2000.0) == 0

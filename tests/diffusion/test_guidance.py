@@ -145,3 +145,16 @@ def test_settings_out_of_range_are_refused_before_the_first_step(build: object) 
     assert callable(build)
     with pytest.raises(RequestError):
         build()
+
+
+def test_prompts_are_composed_by_their_weights() -> None:
+    uncond, red, blue = (torch.full((1, 2), value) for value in (1.0, 2.0, 5.0))
+    told = guidance.composed([red, blue], [1.0, 0.5], uncond)
+    assert torch.equal(told, torch.full((1, 2), 1 + 1 * 1 + 0.5 * 4))
+    assert torch.equal(guidance.composed([red], [1.0], uncond), red)
+
+
+def test_what_is_kept_stays_known() -> None:
+    known, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    x0 = guidance.kept(lambda x, t: x + 3, known, mask)(torch.ones(2, 1, 2, 2), torch.zeros(2))
+    assert torch.equal(x0[:, 0], torch.tensor([[4.0, 0.0], [0.0, 0.0]]).expand(2, 2, 2))

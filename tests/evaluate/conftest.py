@@ -55,7 +55,11 @@ class FakeDetector:
 
     config = DetectorConfig(size=64)
     names = Names(
-        objects=("cat",), letters=("A",), colours=("red",), styles=("flat", "glossy"), backgrounds=("white",)
+        objects=("cat", "apple", "tree", "key", "house", "star", "ring", "balloon", "zebra"),
+        letters=("A", "H", "I"),
+        colours=("red",),
+        styles=("flat", "glossy"),
+        backgrounds=("white",),
     )
 
     def detect(self, pixels: Float[Tensor, "b 3 h w"], *, threshold: float = 0.3) -> list[Seen]:

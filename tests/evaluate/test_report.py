@@ -9,6 +9,8 @@ from rich.console import Console
 from limner.errors import RequestError
 from limner.evaluate import report
 from limner.evaluate.composition import PROTOCOL, Score, Verdict
+from limner.evaluate.foreign import LeftOut
+from limner.evaluate.journal import Journal
 from limner.evaluate.page import page
 from limner.evaluate.prompts import GENEVAL, Clause, Prompt
 from limner.evaluate.report import Report
@@ -96,13 +98,22 @@ def test_the_page_needs_nothing_else_and_escapes_everything(done: Report) -> Non
     assert "a &lt;b&gt;cat&lt;/b&gt; &amp; position" in text
     assert "<b>cat</b>" not in text
     assert "<b>wanted a &lt;cat&gt;, found none</b>" in text
-    assert text.count('src="data:image/webp;base64,UklGRg=="') == 12
+    shown = 6  # of the wrong pictures stand at the top, too
+    assert "6 of 7 pictures that were wrong" in text
+    assert text.count('src="data:image/webp;base64,UklGRg=="') == 12 + shown
     assert text.count('class="right"') == 6
-    assert text.count('class="wrong"') == 7
+    assert text.count('class="wrong"') == 7 + shown
     assert "cat 0.95 red; the word &quot;H&quot;; flat, white" in text
     assert "left:40.0%;top:40.0%;width:20.0%;height:20.0%" in text
     assert "single_object: 50.0 % of 2 pictures" in text
     assert "not drawn: it was refused" in text
+
+
+def test_what_was_left_out_is_said(done: Report) -> None:
+    part = replace(done, left_out=[LeftOut(text="a <bench>", reason="no bench")])
+    assert "1 prompts were left out: the detector cannot judge them" in printed(report.table(part))
+    assert report.to_dict(part)["left_out"] == [{"prompt": "a <bench>", "reason": "no bench"}]
+    assert "<dt>a &lt;bench&gt;</dt><dd>no bench</dd>" in page(part)
 
 
 def test_saving_never_overwrites_a_run(done: Report, tmp_path: Path) -> None:
@@ -111,7 +122,14 @@ def test_saving_never_overwrites_a_run(done: Report, tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
     assert report.save(done, folder) == [folder / "composition.json", folder / "composition.html"]
     with pytest.raises(RequestError, match=r"already holds composition\.json; choose another"):
-        report.prepare(folder)
+        report.prepare(folder, resume=True)
+    short = tmp_path / "short"
+    Journal(short, {}).close()
+    with pytest.raises(RequestError, match="cut short; go on with it by --resume"):
+        report.prepare(short)
+    report.prepare(short, resume=True)
+    report.save(done, short)
+    assert sorted(path.name for path in short.iterdir()) == ["composition.html", "composition.json"]
     with pytest.raises(RequestError, match="cannot write to"):
         report.prepare(folder / "composition.json" / "below")
     with pytest.raises(RequestError, match="cannot write to"):

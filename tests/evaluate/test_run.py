@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limner.errors import RequestError
 from limner.evaluate.prompts import GENEVAL, TASKS, Clause, Prompt
-from limner.evaluate.run import THUMBNAIL, Watcher, choose, evaluate
+from limner.evaluate.run import THUMBNAIL, Watcher, choose, evaluate, stratified
 
 CAT = Prompt(task="single_object", text="a cat", include=(Clause(object="cat"),))
 DOG = Prompt(task="single_object", text="a dog", include=(Clause(object="dog"),))
@@ -42,6 +42,27 @@ def test_what_a_model_refuses_is_wrong_but_no_end(detector: Watcher) -> None:
     assert second[0].verdict.right
     with pytest.raises(RequestError, match="no dogs here"):
         list(evaluate(picky, [DOG], detector))
+
+
+def test_what_is_known_is_not_drawn_again(detector: Watcher) -> None:
+    first, second = evaluate(bright, [CAT, DOG], detector, count=2, seed=10)
+
+    def silent(prompt: Prompt, seed: int, count: int) -> Tensor:
+        raise AssertionError("drawn again")
+
+    assert list(evaluate(silent, [CAT, DOG], detector, count=2, known={0: first, 1: second})) == [
+        first,
+        second,
+    ]
+
+
+def test_a_choice_is_even_and_repeats() -> None:
+    prompts = [replace(CAT, task=task, text=f"{task} {i}") for task in GENEVAL for i in range(5)]
+    chosen = stratified(prompts, 14, 7)
+    assert [sum(one.task == task for one in chosen) for task in GENEVAL] == [3, 3, 2, 2, 2, 2]
+    assert chosen == stratified(prompts, 14, 7) != stratified(prompts, 14, 8)
+    with pytest.raises(RequestError, match="6 prompts of the task single_object are needed, and there are 5"):
+        stratified(prompts, 36, 7)
 
 
 def test_choosing() -> None:

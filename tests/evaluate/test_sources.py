@@ -11,8 +11,8 @@ from limner.errors import DataError, RequestError
 from limner.evaluate.composition import relations
 from limner.evaluate.prompts import Clause, Prompt
 from limner.evaluate.sources import compose, composed, drawn, nearest, world_of
+from limner.pipeline.load import load
 from limner.pipeline.request import Request
-from limner.pipeline.run import load
 from limner.util.images import pixels_from_images
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from limner.diffusion import grids, samplers
 from limner.diffusion.paths import FlowPath
-from limner.families.stages import DiffusionStage, UpscaleStage, one_by_one
+from limner.families.mini import upscale
+from limner.families.stages import DiffusionStage, one_by_one
 from limner.models.upscaler import Upscaler, UpscalerConfig
 from limner.util.rng import NoiseSource
 
@@ -50,8 +51,17 @@ def test_upscaling_is_one_step_that_tells_the_network_its_noise() -> None:
     torch.nn.init.normal_(network.last.weight, generator=torch.Generator().manual_seed(1))
     network.requires_grad_(False)
     pixels = torch.rand(3, 3, 8, 8) * 2 - 1
-    steps = list(UpscaleStage(network=network, noise=0.1).run(pixels, NoiseSource([0, 1, 2])))
+    steps = list(upscale(network, 0.1, 32).run(pixels, NoiseSource([0, 1, 2])))
     assert len(steps) == 1
     assert steps[0].x.shape == (3, 3, 32, 32)
     assert torch.allclose(steps[0].x, network(pixels, torch.full((3,), 0.1)), atol=1e-5)
     assert not torch.allclose(steps[0].x, network(pixels, torch.zeros(3)), atol=1e-3)
+
+
+def test_upscaling_arrives_at_any_multiple_of_the_factor() -> None:
+    network = Upscaler(UpscalerConfig(factor=2, channels=4, depth=2))
+    network.initialize(torch.Generator().manual_seed(0))
+    flat = torch.full((1, 3, 6, 6), 0.25)
+    (step,) = upscale(network, 0.0, 16).run(flat, NoiseSource([0]))
+    assert step.x.shape == (1, 3, 16, 16)
+    assert torch.allclose(step.x, torch.full((1, 3, 16, 16), 0.25), atol=1e-5)  # untrained, it only enlarges

@@ -10,9 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from limner.errors import RequestError
+from limner.pipeline.load import load
 from limner.pipeline.postprocess import Record, save
 from limner.pipeline.replay import difference, read_record, replay
-from limner.pipeline.run import Pipeline, load
+from limner.pipeline.run import Pipeline
 
 
 @pytest.fixture(scope="module")

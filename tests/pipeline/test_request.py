@@ -2,11 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from limner.errors import RequestError
-from limner.pipeline.request import ALIASES, Request, parse_size
+from limner.pipeline.picture import Picture
+from limner.pipeline.request import ALIASES, Control, Request, parse_size
 
 
 def test_defaults_leave_choices_open() -> None:
@@ -121,3 +124,69 @@ def test_sizes_as_people_write_them(text: str, size: tuple[int, int]) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(RequestError, match="a size is a side"):
         parse_size(text)
+
+
+def _picture(colour: str = "red") -> Picture:
+    return Picture(Image.new("RGB", (4, 4), colour))
+
+
+def test_what_only_some_models_can_do_is_told_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    assert "grid" not in Request(prompt="a cat").to_dict()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
+    red, mask = Picture.open(tmp_path / "red.png"), Picture.open(tmp_path / "mask.png")
+    request = Request(
+        prompt="a cat",
+        grid="karras",
+        image=red,
+        strength=0.5,
+        mask=mask,
+        controls=(Control(image=red, model="edges.safetensors", weight=0.5, end=0.75),),
+        enlarge=2.0,
+        clip_skip=2,
+        tiling=True,
+    )
+    told = json.loads(json.dumps(request.to_dict()))
+    assert Request.from_dict(told) == request
+    assert told["image"]["file"] == str(tmp_path / "red.png")
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"grid": "carras"}, 'no grid "carras"; did you mean "karras"'),
+        ({"grid": 5}, "grid is a name"),
+        ({"emphasis": None}, "emphasis is a name"),
+        ({"strength": 0.0}, "strength is a number from 0.01 to 1, got 0.0"),
+        ({"strength": float("nan")}, "strength is a number"),
+        ({"enlarge": 9.0}, "enlarge is a number from 1 to 4"),
+        ({"rescale": True}, "rescale is a number"),
+        ({"image": 7}, "a picture is a file"),
+        ({"mask": _picture()}, "a mask needs the image"),
+        ({"transparent": True}, "give a mask"),
+        ({"controls": 1}, "controls is a tuple of Control"),
+        ({"feather": -1}, "feather is a whole number from 0 to 256"),
+        ({"clip_skip": 0}, "clip_skip is a whole number from 1 to 32"),
+        ({"tiling": "yes"}, "tiling is true or false"),
+        ({"refiner": 1}, "refiner is a name"),
+    ],
+)
+def test_wishes_that_are_none(wish: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_dict({"prompt": "a cat"} | wish)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"model": ""}, "needs the file or folder"),
+        ({"weight": 3.0}, "weight is a number from 0 to 2"),
+        ({"start": 0.5, "end": 0.5}, "give start < end"),
+    ],
+)
+def test_controls_that_are_none(wish: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Control(**({"image": _picture(), "model": "edges"} | wish))  # type: ignore[arg-type]
+    for told in ({"image": 1}, "edges", {"image": 1, "model": "edges", "colour": 2}):
+        with pytest.raises(RequestError, match="a control is a mapping of"):
+            Request.from_dict({"prompt": "a cat", "controls": [told]})

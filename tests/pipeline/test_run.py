@@ -13,8 +13,9 @@ from limner.errors import ConfigError, EngineError, RequestError
 from limner.families.base import Defaults, Order, Plan
 from limner.families.mini import DEFAULTS
 from limner.families.stages import Stage
+from limner.pipeline.load import load
 from limner.pipeline.request import Request
-from limner.pipeline.run import Pipeline, load
+from limner.pipeline.run import Pipeline
 from limner.util.rng import NoiseSource
 
 
@@ -91,7 +92,9 @@ def test_another_model_is_refused(pipe: Pipeline) -> None:
 
 
 def test_unknown_models_and_devices(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match='no model "mimi", nor a folder of that name; did you mean "mini"'):
+    with pytest.raises(
+        RequestError, match='no model "mimi", nor a file or folder of that name; did you mean "mini"'
+    ):
         load("mimi")
     with pytest.raises(RequestError, match="known: mini"):
         load(tmp_path / "nothing-here")
@@ -126,6 +129,9 @@ class BrokenStage:
         yield Step(0, 2, x, x)
         x[1, 0, 0, 0] = float("nan")
         yield Step(1, 2, x, x)
+
+    def look(self, x0: Tensor) -> Tensor:
+        return x0
 
 
 def test_numbers_that_break_down_are_an_error_that_says_where() -> None:

@@ -1,8 +1,10 @@
 """Runs that take milliseconds: a small world, small networks, few pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from limner.data.world import source
 from limner.data.world.scene import WorldConfig
@@ -12,9 +14,11 @@ from limner.models.pixel_dit import PixelDiTConfig
 from limner.models.upscaler import UpscalerConfig
 from limner.text.lexicon import Lexicon, load_lexicon
 from limner.train.config import LoopConfig, RunConfig
+from limner.train.objectives import Objective
 from limner.train.objectives.denoise import DenoiseConfig
 from limner.train.objectives.detect import DetectConfig
 from limner.train.objectives.upscale import UpscaleConfig
+from limner.weights import files
 
 OBJECTS = ("apple", "cat", "tree", "balloon", "house", "star")
 
@@ -42,8 +46,9 @@ def upscale(atlas_folder: Path) -> UpscaleConfig:
     return UpscaleConfig(
         data=DrawnConfig(folder=str(atlas_folder)),
         model=UpscalerConfig(factor=2, channels=8, depth=2),
-        size=16,
-        crop=8,
+        size=12,
+        large=32,
+        crop=16,
     )
 
 
@@ -81,3 +86,22 @@ def run(
     """A run of each objective."""
     objectives = {"denoise": denoise, "upscale": upscale, "detect": detect}
     return RunConfig(name="test", loop=loop, **{request.param: objectives[request.param]})
+
+
+@pytest.fixture(scope="session")
+def publish() -> Callable[[Objective, Path], Path]:
+    """Writes weights as a run publishes them, with no branch silent; nothing has been learned."""
+
+    def publish(objective: Objective, path: Path) -> Path:
+        generator = torch.Generator().manual_seed(0)
+        objective.model.initialize(generator)
+        names = objective.published()
+        tensors = {
+            name: (p.detach() + 0.05 * torch.randn(p.shape, generator=generator)).to(torch.bfloat16)
+            for name, p in objective.model.named_parameters()
+            if name in names
+        }
+        files.save(tensors, path, objective.header())
+        return path
+
+    return publish

@@ -138,10 +138,10 @@ def test_the_sheet_draws_every_prompt_and_repeats(denoise: DenoiseConfig) -> Non
 def test_prompts_of_the_sheet_are_canonical_words() -> None:
     known = {word for entry in load_lexicon().entries for word in (entry.name,)}
     for prompt in SHEET:
-        words = denoise_file._split(prompt)
+        words = denoise_file.split(prompt)
         assert all(load_lexicon().has(word) or word == "<plural>" for word in words)
         assert known & set(words)
-    assert "left of" in denoise_file._split("a dog left of a tree")
+    assert "left of" in denoise_file.split("a dog left of a tree")
 
 
 def test_scenes_are_those_of_the_held_out_rule(

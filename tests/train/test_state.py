@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,18 @@ def test_starting_from_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_file({"0.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(WeightsError, match=r"no 0\.weight of shape \(4, 4\)"):
         state.start_from(path, model, ema, {"0.weight"})
+
+
+def test_a_run_of_which_only_the_published_weights_are_left(tmp_path: Path) -> None:
+    (model, ema, _), (other, _, _) = trained(0), trained(1)
+    path = tmp_path / "weights.safetensors"
+    left = {name: p.detach() for name, p in other.named_parameters()}
+    files.save(left, path, {"clock": json.dumps(CLOCK)})
+    assert state.go_on_from(path, model, ema, set(left)) == CLOCK
+    for name, p in model.named_parameters():
+        assert torch.equal(p, left[name])
+        assert torch.equal(p, ema.weights[name])
+    for broken in ({}, {"clock": "{}"}, {"clock": "3"}):
+        files.save(left, path, broken)
+        with pytest.raises(WeightsError, match="how far its run had come"):
+            state.go_on_from(path, model, ema, set(left))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from limner.errors import WeightsError
-from limner.models.detector import Detector, DetectorConfig, Names
-from limner.weights.detector import load_detector
+from limner.models.detector import Calibration, Detector, DetectorConfig, Names
+from limner.weights import detector as module
+from limner.weights.detector import calibrate, load_detector, shipped
 from limner.weights.files import save
 
 NAMES = Names(
@@ -66,3 +67,36 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, object]
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot read the weights .*none\.safetensors"):
         load_detector(tmp_path / "none.safetensors")
+
+
+def test_a_calibration_is_kept_in_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    written(path)
+    raw = load_detector(path)
+    assert raw.calibration == Calibration()
+    calibrate(path, Calibration(slope=0.5, shift=1.5))
+    loaded = load_detector(path)
+    assert loaded.calibration == Calibration(slope=0.5, shift=1.5)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    (before,), (after,) = (one.detect(pixels, threshold=0.0) for one in (raw, loaded))
+    assert len(before.objects) == len(after.objects) > 1
+    for old, new in zip(before.objects, after.objects, strict=True):
+        assert (old.label, old.box) == (new.label, new.box)
+        logit = torch.tensor(old.score, dtype=torch.float64).logit()
+        assert new.score == pytest.approx(float((0.5 * logit + 1.5).sigmoid()), rel=1e-5)
+
+
+@pytest.mark.parametrize("told", ["no", "[1]", '{"slope": 1}', '{"slope": -1, "shift": 0}'])
+def test_a_broken_calibration_is_refused(tmp_path: Path, told: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    written(path, calibration=json.loads(told) if told != "no" else "no")
+    with pytest.raises(WeightsError, match="the calibration in the header is broken"):
+        load_detector(path)
+
+
+def test_the_detector_that_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHIPPED", tmp_path / "detector.safetensors")
+    with pytest.raises(WeightsError, match="comes without its detector"):
+        shipped()
+    written(tmp_path / "detector.safetensors")
+    assert load_detector(shipped()).names == NAMES

@@ -7,7 +7,7 @@ it. Spacings after Lin et al. 2023 (arXiv 2305.08891), table 2, and EDM = Karras
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limner.diffusion.paths import FlowPath, Path, VPPath, shift
 from limner.errors import RequestError
+from limner.util.suggest import suggestion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +42,15 @@ class Grid:
     def steps(self) -> int:
         """Steps that a sampler takes: one fewer than nodes."""
         return len(self.t) - 1
+
+    def part(self, first: int, last: int) -> "Grid":
+        """The steps from `first` (counted from 0) to before `last`. Raises RequestError for none."""
+        nodes = slice(first, last + 1)
+        return Grid(self.t[nodes], self.alpha[nodes], self.sigma[nodes])
+
+    def step(self, t: float) -> int:
+        """The step during which a network is asked at t: from 0, the last one once the noise is gone."""
+        return max(0, min(int((self.t[:-1] >= t - 1e-6).sum()), self.steps) - 1)
 
     @property
     def is_flow(self) -> bool:
@@ -149,3 +159,20 @@ def _checked(steps: int, most: int | None = None) -> int:
     if steps < 1 or (most is not None and steps > most):
         raise RequestError(f"steps must be at least 1{f' and at most {most}' if most else ''}, got {steps}")
     return steps
+
+
+def named(name: str, path: VPPath, steps: int) -> Grid:
+    """The grid that GRIDS calls `name`. Raises RequestError for another name and for steps it cannot have."""
+    if name not in GRIDS:
+        raise RequestError(f'there is no grid "{name}"{suggestion(name, GRIDS)}')
+    return GRIDS[name](path, steps)
+
+
+GRIDS: dict[str, Callable[[VPPath, int], Grid]] = {
+    "leading": lambda path, steps: leading(path, steps, offset=1),  # as Stable Diffusion was published
+    "trailing": trailing,
+    "linspace": linspace,
+    "uniform": uniform,
+    "karras": karras,
+    "exponential": exponential,
+}

@@ -7,10 +7,11 @@ They stack, innermost first:
     denoise = static_threshold(interval(cfg(both, 4.0), plain, 0.1, 0.9))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import repeat
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.diffusion.predictions import Denoise
@@ -108,6 +109,30 @@ def dynamic_threshold(denoise: Denoise, percentile: float = 0.995, limit: float 
         return x0.clamp(-s, s) * (limit / s)
 
     return thresholded
+
+
+def composed(
+    conds: Sequence[Float[Tensor, "b *dims"]], weights: Sequence[float], uncond: Float[Tensor, "b *dims"]
+) -> Float[Tensor, "b *dims"]:
+    """Several prompts as one: uncond + sum w_i (cond_i - uncond) (Liu et al. 2022, "Composable Diffusion",
+    eq. 11, where the scale of guidance comes on top)."""
+    total = uncond
+    for cond, weight in zip(conds, weights, strict=True):
+        total = total + weight * (cond - uncond)
+    return total
+
+
+def kept(denoise: Denoise, x0: Tensor, mask: Tensor) -> Denoise:
+    """`x0` is known where `mask` is 0, and only asked for where it is 1; both are shaped to be laid over x
+    (after Lugmayr et al. 2022, "RePaint").
+
+    Deterministic samplers that start from x0 on its path then carry the known part along exactly.
+    """
+
+    def denoised(x: Tensor, t: Tensor) -> Tensor:
+        return torch.lerp(x0.to(x), denoise(x, t), mask.to(x))
+
+    return denoised
 
 
 def _each(x: Tensor, statistic: Callable[[Tensor], Tensor]) -> Tensor:

@@ -9,8 +9,10 @@ from limner.evaluate.composition import PROTOCOL, overall, spelled
 from limner.evaluate.prompts import GENEVAL
 from limner.evaluate.report import Report, percent, shares
 from limner.evaluate.run import Judged
+from limner.evaluate.sheets import failures
 from limner.models.detector import Seen
 
+SHOWN = 20  # failures at the top
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 body { color: #1c1f23; background: #fafafa; }
@@ -39,7 +41,7 @@ def page(report: Report) -> str:
     """The whole page; what prompts, files and errors say is escaped. Hovering shows the detector's boxes."""
     about = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in report.about.items())
     tasks = groupby(report.judged, lambda one: one.prompt.task)
-    parts = [_task(task, list(judged)) for task, judged in tasks]
+    parts = [*_failed(report), *(_task(task, list(judged)) for task, judged in tasks), *_left_out(report)]
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{PROTOCOL}</title>\n'
         '<meta name="viewport" content="width=device-width">\n'
@@ -66,6 +68,22 @@ def _cells(tag: str, texts: Iterable[str], kind: str = "") -> str:
     return f'<tr class="{kind}">' + "".join(f"<{tag}>{_text(text)}</{tag}>" for text in texts) + "</tr>"
 
 
+def _failed(report: Report) -> Iterator[str]:
+    """Some of what went wrong, from all tasks."""
+    if shown := failures(report.judged, SHOWN):
+        wrong = sum(not one.verdict.right for one in report.judged)
+        told = f"{len(shown)} of {wrong} pictures that were wrong"
+        figures = "".join(_figure(one, prompt=True) for one in shown)
+        yield f'<details open><summary>{told}</summary>\n<div class="row">{figures}</div></details>\n'
+
+
+def _left_out(report: Report) -> Iterator[str]:
+    if report.left_out:
+        told = f"{len(report.left_out)} prompts that the detector cannot judge were left out"
+        rows = "".join(f"<dt>{_text(one.text)}</dt><dd>{_text(one.reason)}</dd>" for one in report.left_out)
+        yield f"<details><summary>{told}</summary>\n<dl>{rows}</dl></details>\n"
+
+
 def _task(task: str, judged: Sequence[Judged]) -> str:
     right = sum(one.verdict.right for one in judged)
     sections = []
@@ -76,7 +94,7 @@ def _task(task: str, judged: Sequence[Judged]) -> str:
     return f"<details><summary>{_text(told)}</summary>\n{''.join(sections)}</details>\n"
 
 
-def _figure(one: Judged) -> str:
+def _figure(one: Judged, *, prompt: bool = False) -> str:
     picture = ""
     if one.thumbnail:
         data = base64.b64encode(one.thumbnail).decode()
@@ -85,9 +103,10 @@ def _figure(one: Judged) -> str:
     seen = "" if one.seen is None else _text(_told(one.seen))
     reasons = "".join(f"<b>{_text(reason)}</b>" for reason in one.verdict.reasons)
     kind = "right" if one.verdict.right else "wrong"
+    asked = f"“{_text(one.prompt.text)}” " if prompt else ""
     return (
         f'<figure class="{kind}"><div class="picture">{picture}{boxes}</div>'
-        f"<figcaption>{reasons}{seen} · seed {one.seed}</figcaption></figure>"
+        f"<figcaption>{asked}{reasons}{seen} · seed {one.seed}</figcaption></figure>"
     )
 
 

@@ -10,6 +10,8 @@ from rich.table import Table
 from limner import __version__
 from limner.errors import RequestError
 from limner.evaluate.composition import PROTOCOL, Score, overall, score, spelled
+from limner.evaluate.foreign import LeftOut
+from limner.evaluate.journal import FILE, refuse
 from limner.evaluate.prompts import GENEVAL
 from limner.evaluate.run import Judged
 from limner.models.detector import Seen
@@ -25,6 +27,7 @@ class Report:
     judged: Sequence[Judged]
     beside: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)  # ceiling, nearest -> scores
     distances: Mapping[str, float] = field(default_factory=dict)  # to the ceiling's pictures; see `distances`
+    left_out: Sequence[LeftOut] = ()  # prompts that the detector could not judge
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -57,6 +60,8 @@ def table(report: Report) -> Table:
             result.add_row(task, *cells, str(one.pictures), str(one.prompts))
     for name, distance in report.distances.items():
         result.add_row(name, f"{distance:.4g}", style="dim")
+    if report.left_out:
+        result.caption = f"{len(report.left_out)} prompts were left out: the detector cannot judge them"
     return result
 
 
@@ -79,6 +84,7 @@ def to_dict(report: Report) -> dict[str, object]:
             for name, other in report.beside.items()
         },
         "distances": dict(report.distances),
+        "left_out": [{"prompt": one.text, "reason": one.reason} for one in report.left_out],
         "pictures": [
             {
                 "task": one.prompt.task,
@@ -93,11 +99,14 @@ def to_dict(report: Report) -> dict[str, object]:
     }
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder, before hours are spent. Raises RequestError when it holds a run or is read-only."""
+def prepare(folder: Path, *, resume: bool = False) -> None:
+    """Make the folder, before hours are spent. Raises RequestError when it holds a run or is read-only; with
+    `resume` it may hold one that was cut short."""
     for name in (JSON, HTML):
         if (folder / name).exists():
             raise RequestError(f"{folder} already holds {name}; choose another folder")
+    if not resume:
+        refuse(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / JSON).touch(exist_ok=False)
@@ -107,7 +116,8 @@ def prepare(folder: Path) -> None:
 
 
 def save(report: Report, folder: Path) -> list[Path]:
-    """Write JSON and page into a folder that `prepare` has made; returns the paths. Raises RequestError."""
+    """Write JSON and page into a folder that `prepare` has made; returns the paths. The journal of the run
+    goes when both are there. Raises RequestError."""
     from limner.evaluate.page import page
 
     files = {folder / JSON: json.dumps(to_dict(report), indent=1), folder / HTML: page(report)}
@@ -116,6 +126,7 @@ def save(report: Report, folder: Path) -> list[Path]:
             beside = path.with_name(path.name + ".partial")
             beside.write_text(text, "utf-8")
             beside.replace(path)
+        (folder / FILE).unlink(missing_ok=True)
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {error.strerror}") from None
     return list(files)

@@ -1,7 +1,8 @@
 """One evaluation: every prompt drawn, looked at, judged."""
 
 import io
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from limner.errors import DataError, RequestError
 from limner.evaluate.composition import Verdict, judge
-from limner.evaluate.prompts import TASKS, Prompt
+from limner.evaluate.prompts import GENEVAL, TASKS, Prompt
 from limner.evaluate.sources import Source
 from limner.models.detector import Seen
 from limner.util.images import images_from_pixels
@@ -55,6 +56,21 @@ def choose(prompts: Sequence[Prompt], tasks: Sequence[str] = (), limit: int | No
     return [prompt for found in chosen.values() for prompt in found[:limit]]
 
 
+def stratified(
+    prompts: Sequence[Prompt], number: int, seed: int, tasks: Sequence[str] = tuple(GENEVAL)
+) -> list[Prompt]:
+    """As many prompts of each task, drawn by the seed, `number` in all; the first tasks have one more where
+    it does not come out even. Raises RequestError when a task has too few."""
+    chosen: list[Prompt] = []
+    for index, task in enumerate(tasks):
+        found = [prompt for prompt in prompts if prompt.task == task]
+        wanted = number // len(tasks) + (index < number % len(tasks))
+        if len(found) < wanted:
+            raise RequestError(f"{wanted} prompts of the task {task} are needed, and there are {len(found)}")
+        chosen += random.Random(f"{seed} {task}").sample(found, wanted)
+    return chosen
+
+
 def evaluate(
     source: Source,
     prompts: Sequence[Prompt],
@@ -63,6 +79,7 @@ def evaluate(
     count: int = 4,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # of the watcher
+    known: Mapping[int, list[Judged]] | None = None,  # judged before, by the prompt's number
 ) -> Iterator[list[Judged]]:
     """Judge `count` pictures of each prompt; yields after every prompt.
 
@@ -74,6 +91,10 @@ def evaluate(
     drawn = 0
     for number, prompt in enumerate(prompts):
         first = seed + number * count
+        if known is not None and number in known:
+            drawn += any(one.seen is not None for one in known[number])
+            yield known[number]
+            continue
         try:
             pixels = source(prompt, first, count)
         except (RequestError, DataError) as error:

@@ -57,15 +57,21 @@ def drawn(pipeline: Pipeline, request: Request) -> Source:
     return source
 
 
-def world_of(prompts: Sequence[Prompt], folder: Path, styles: Sequence[str], size: int) -> World:
-    """The drawn world with the objects that the prompts name, for pictures of `size`; words are allowed.
+def world_of(
+    prompts: Sequence[Prompt],
+    folder: Path,
+    styles: Sequence[str],
+    size: int,
+    config: WorldConfig = WorldConfig(word=0.1),
+) -> World:
+    """The drawn world with the objects that the prompts name, for pictures of `size`.
 
     Raises DataError when there is no atlas, or when it lacks a style or an object of the lexicon.
     """
     named = {clause.object for prompt in prompts for clause in prompt.include}
     objects = [entry.name for entry in load_lexicon().entries if entry.name in named]
     sizes = [side for side in (16, 32, 64, 128, 256) if side < 2 * size]
-    return World(load_atlas(folder, objects=objects, styles=styles, sizes=sizes), WorldConfig(word=0.1))
+    return World(load_atlas(folder, objects=objects, styles=styles, sizes=sizes), config)
 
 
 def composed(world: World, size: int) -> Source:

@@ -1,13 +1,17 @@
 """What a family of models is, to those who draw with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from limner.errors import RequestError
 from limner.families.stages import Stage
+from limner.util.suggest import suggestion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +24,18 @@ class Defaults:
     size: tuple[int, int]  # (height, width) in pixels
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ControlOrder:
+    """A picture to be followed: edges, depth, a pose."""
+
+    pixels: Float[Tensor, "1 3 h w"]  # in [-1, 1], of any size
+    model: str  # file or folder of a control network
+    weight: float  # of what it adds; 1 as it was trained
+    start: float  # share of the steps after which it is heard
+    end: float  # share of the steps after which it is not heard any more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Order:
     """One request with every choice made, as a model is given it."""
 
@@ -31,6 +46,28 @@ class Order:
     sampler: str
     size: tuple[int, int]  # (height, width) in pixels
     style: str | None  # None: as the prompt says, if it says
+    grid: str | None = None  # a name in diffusion.grids.GRIDS; None: the model's own
+    image: Float[Tensor, "1 3 h w"] | None = None  # pixels to begin with, of this size
+    strength: float = 0.75  # share of the steps that change them, where there are any
+    mask: Float[Tensor, "1 1 h w"] | None = None  # 1 where to draw, 0 what to keep, of this size
+    controls: tuple[ControlOrder, ...] = ()
+    enlarge: float = 1.0  # a second pass, so many times larger; 1: there is none
+    enlarge_strength: float = 0.7  # share of the steps of the second pass
+    refiner: str | None = None  # a model that draws the last steps
+    refine_from: float = 0.8  # share of the steps after which it does
+    tiling: bool = False  # opposite edges fit together
+    clip_skip: int | None = None  # layer of the text encoders: 1 the last; None: the model's own
+    emphasis: str = "mean"  # what weights in prompts do: a name in text.emphasis.EMPHASES
+    rescale: float = 0.0  # of guidance, 0 to 1
+
+    def beyond(self) -> tuple[str, ...]:
+        """The wishes that not every model can meet, and that this order has."""
+        plain = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return tuple(name for name, usual in plain.items() if not _same(getattr(self, name), usual))
+
+
+def _same(value: object, usual: object) -> bool:
+    return value is usual or (not isinstance(value, Tensor) and value == usual)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +96,34 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """How a published model is to be loaded, and where what its prompts name lies."""
+
+    prediction: str | None = None  # "eps" or "v", where the file does not say it
+    variant: str | None = None  # of a folder's files, such as "fp16"
+    dtype: str | None = None  # one of TYPES; None: bfloat16 where the device is fast in it, else float32
+    loras: Path | None = None  # folder of the files that <lora:NAME:WEIGHT> names; None: there are none
+    embeddings: Path | None = None  # folder of learned words (textual inversion); None: there are none
+
+    def __post_init__(self) -> None:
+        if self.prediction not in (None, "eps", "v"):
+            raise RequestError(f"prediction is eps or v, got {self.prediction!r}")
+        if self.dtype is not None and self.dtype not in TYPES:
+            raise RequestError(f'there is no type "{self.dtype}"{suggestion(self.dtype, TYPES)}')
+        for name in ("loras", "embeddings"):
+            folder = getattr(self, name)
+            if folder is not None and not folder.is_dir():
+                raise RequestError(f"{name}: there is no folder {folder}")
+
+
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """A recipe: where its weights are and how they become a model."""
+    """A recipe: what its weights look like on the disk, and how they become a model."""
 
     name: str
-    folder: Path  # the weights that come with the package
-    load: Callable[[Path, torch.device], Model]  # (folder, device); raises WeightsError
+    folder: Path | None  # weights that come with the package
+    knows: Callable[[Path], bool]  # whether a file or folder may be of this family
+    load: Callable[[Path, torch.device, Wishes], Model]  # raises WeightsError

@@ -1,5 +1,6 @@
 """mini: the built-in model. Words -> 48 x 48 pixels by diffusion -> 192 x 192 by an upscaler."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError, WeightsError
 from limner.families.base import Defaults, Family, Order, Plan
-from limner.families.stages import DiffusionStage, UpscaleStage, one_by_one
+from limner.families.stages import ChangeStage, DiffusionStage, one_by_one
 from limner.models.pixel_dit import PixelDiT, PixelDiTConfig
 from limner.models.upscaler import Upscaler, UpscalerConfig
 from limner.text import words
@@ -55,6 +56,7 @@ class Mini:
     device: torch.device
     path: FlowPath
     defaults: Defaults
+    scales: tuple[float, float] | None = None  # guidance that it is told, least and most; None: it is not
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,8 +108,23 @@ class Mini:
 
         return denoise
 
+    def told(self, text: Text, scale: float) -> Denoise:
+        """The base network bound to the prompt alone and told the guidance scale: one call a step."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            context, pooled, mask = (
+                repeat(part[0], "... -> b ...", b=len(x)) for part in (text.context, text.pooled, text.mask)
+            )
+            prediction: Tensor = self.base(x, t, context, pooled, mask, torch.full_like(t, scale))
+            return prediction
+
+        return denoise
+
     def plan(self, order: Order) -> Plan:
         """The stages of an order. Raises RequestError for a size, a style or a prompt beyond this model."""
+        if beyond := order.beyond():
+            told = ", ".join(beyond)
+            raise RequestError(f"the built-in model has no {told}; leave that out or take another model")
         notices, warnings = list(self._size_notices(order.size)), []
         prompt, negative = self.read(order.prompt, order.style), self.read(order.negative_prompt)
         if not _drawable(prompt):
@@ -121,8 +138,17 @@ class Mini:
             warnings += [f"{where} says {unknown}" for unknown in reading.unknown]
             if left_out:
                 warnings.append(f"{where} is too long: its last {left_out} words were left out")
-        both = guidance.batched(self.network(text))
-        denoise = guidance.static_threshold(guidance.cfg(both, order.guidance))
+        if self.scales is None:
+            guided = guidance.cfg(guidance.batched(self.network(text)), order.guidance)
+        else:
+            scale = min(max(order.guidance, self.scales[0]), self.scales[1])
+            guided = self.told(text, scale)
+            if scale != order.guidance:
+                low, high = self.scales
+                notices.append(f"drawn with guidance {scale:g}: this model knows {low:g} to {high:g}")
+            if negative.words:
+                warnings.append("the negative prompt was left out: this model draws in few steps without one")
+        denoise = guidance.static_threshold(guided)
         diffusion = DiffusionStage(
             denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
             grid=grids.shifted(self.path, order.steps, GRID_SHIFT),
@@ -130,8 +156,8 @@ class Mini:
             shape=self.shape,
             device=self.device,
         )
-        upscale = UpscaleStage(network=self.upscaler, noise=UPSCALE_NOISE)
-        return Plan(stages=(diffusion, upscale), notices=tuple(notices), warnings=tuple(warnings))
+        enlarge = upscale(self.upscaler, UPSCALE_NOISE, self.defaults.size[0])
+        return Plan(stages=(diffusion, enlarge), notices=tuple(notices), warnings=tuple(warnings))
 
     def _size_notices(self, size: tuple[int, int]) -> list[str]:
         height, width = size
@@ -193,8 +219,12 @@ def load(folder: Path, device: torch.device) -> Mini:
     objects, styles = (header.listed(metadata, key, base) for key in ("objects", "styles"))
     if unsaid := [word for word in (*objects, *styles) if word not in vocabulary]:
         raise WeightsError(f"{base}: the vocabulary in the header lacks {', '.join(unsaid[:5])}")
-    larger = header.network_config(header.read_metadata(upscaler), "Upscaler", UpscalerConfig, upscaler)
-    native = shape.size * larger.factor
+    told = header.read_metadata(upscaler)
+    larger = header.network_config(told, "Upscaler", UpscalerConfig, upscaler)
+    native = header.whole(told, "large", upscaler) if "large" in told else shape.size * larger.factor
+    if native % larger.factor:
+        raise WeightsError(f"{upscaler}: {native} pixels are no multiple of the factor {larger.factor}")
+    few = _few_step(metadata, shape, base) if "few_step" in metadata else None
     return Mini(
         base=files.load(lambda: PixelDiT(shape), base, device),
         upscaler=files.load(lambda: Upscaler(larger), upscaler, device),
@@ -205,8 +235,34 @@ def load(folder: Path, device: torch.device) -> Mini:
         fingerprint=header.fingerprint([base, upscaler]),
         device=device,
         path=FlowPath(),
-        defaults=replace(DEFAULTS, size=(native, native)),
+        defaults=replace(few[0] if few else DEFAULTS, size=(native, native)),
+        scales=few[1] if few else None,
     )
+
+
+def _few_step(
+    metadata: dict[str, str], shape: PixelDiTConfig, path: Path
+) -> tuple[Defaults, tuple[float, float]]:
+    """How weights that draw in few steps want to be used: defaults, and the guidance scales they know."""
+    try:
+        told = json.loads(metadata["few_step"])
+        steps, scale, low, high = (told[key] for key in ("steps", "guidance", "low", "high"))
+        fits = 1 <= steps <= 1000 and 0 <= low <= scale <= high <= 30 and shape.guidance_channels > 0
+        if type(steps) is int and fits:
+            defaults = replace(DEFAULTS, steps=steps, guidance=float(scale), sampler="lcm")
+            return defaults, (float(low), float(high))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise WeightsError(f"{path}: few_step in the header is broken; publish the weights again")
+
+
+def upscale(network: Upscaler, noise: float, size: int) -> ChangeStage:
+    """To `size` x `size` by a network that is told to expect `noise` (a standard deviation) on its input."""
+
+    def enlarged(pixels: Tensor) -> Tensor:
+        return network.enlarge(pixels, pixels.new_full((len(pixels),), noise), size)
+
+    return ChangeStage(change=enlarged, name="upscaler")
 
 
 def _drawable(reading: Reading) -> bool:
@@ -225,4 +281,9 @@ def _nothing(reading: Reading) -> str:
     return 'the prompt names nothing to draw; try "a cat on a blue background", or see `limner words`'
 
 
-FAMILY = Family(name="mini", folder=Path(__file__).parents[1] / "weights" / "mini", load=load)
+FAMILY = Family(
+    name="mini",
+    folder=Path(__file__).parents[1] / "weights" / "mini",
+    knows=lambda path: (path / BASE).exists() or (path / UPSCALER).exists(),
+    load=lambda path, device, wishes: load(path, device),
+)

@@ -1,18 +1,27 @@
-"""Stages: what a model is made of. Each is a generator of steps, and its last step's x goes to the next."""
+"""Stages: what a model is made of. Each is a generator of steps, and its last step's x goes to the next.
 
-from collections.abc import Iterator
+mini                 diffuse pixels, upscale
+Stable Diffusion     diffuse latents, decode
+  from a picture       the same, begun on its latents
+  in two passes        ..., resize, encode, diffuse again, decode
+  with a mask          ..., paste
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from limner.diffusion.grids import Grid
 from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import Sampler, Step
-from limner.models.upscaler import Upscaler
 from limner.util.rng import NoiseSource
+
+Change = Callable[[Tensor], Tensor]  # b c h w -> b d H W, each picture by itself
 
 
 @runtime_checkable
@@ -27,8 +36,11 @@ class Stage(Protocol):
     def steps(self) -> int:
         """How many steps it yields."""
 
-    def run(self, pixels: Float[Tensor, "b 3 h w"] | None, noise: NoiseSource) -> Iterator[Step]:
-        """Draw on; `pixels` in [-1, 1] come from the stage before, None is given to the first."""
+    def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
+        """Draw on; x is what the stage before has drawn, None is given to the first."""
+
+    def look(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """A step's x0 as pixels, roughly in [-1, 1], to be watched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,32 +52,65 @@ class DiffusionStage:
     sampler: Sampler
     shape: tuple[int, int, int]  # of one picture: channels, height, width
     device: torch.device
+    begin: Float[Tensor, "#b c h w"] | None = None  # start from this, noised; None: from the stage before
+    midway: bool = False  # go on with what the stage before left on the path, and noise nothing
+    tag: int = 0  # of the sampler's noise; another one for each stage of a plan
+    preview: Change | None = None  # x0 as pixels; None: it is pixels
     name: str = "diffusion"
 
     @property
     def steps(self) -> int:
         return self.grid.steps
 
-    def run(self, pixels: Float[Tensor, "b 3 h w"] | None, noise: NoiseSource) -> Iterator[Step]:
-        start = noise.initial(self.shape).to(self.device)
-        return self.sampler(self.denoise, start, self.grid, noise=noise.draws(self.shape))
+    def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
+        start = x
+        if not self.midway:
+            start = noise.initial(self.shape).to(self.device)
+            x0 = x if self.begin is None else self.begin
+            if x0 is not None:  # x_t = alpha x0 + sigma eps
+                start = float(self.grid.alpha[0]) * x0.to(start) + float(self.grid.sigma[0]) * start
+        assert start is not None  # midway is never the first stage
+        return self.sampler(self.denoise, start, self.grid, noise=noise.draws(self.shape, self.tag))
+
+    def look(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        return x0 if self.preview is None else self.preview(x0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpscaleStage:
-    """Larger pictures from small ones, in one step, each by itself (see `one_by_one`)."""
+class ChangeStage:
+    """Something done to each picture by itself, in one step: decode, encode, resize, paste."""
 
-    network: Upscaler
-    noise: float  # standard deviation that the network is told to expect on its input
-    name: str = "upscaler"
+    change: Change
+    name: str  # such as "decoder"
+    pixels: bool = True  # whether pixels come out, and not latents
     steps: int = 1
 
-    def run(self, pixels: Float[Tensor, "b 3 h w"] | None, noise: NoiseSource) -> Iterator[Step]:
-        assert pixels is not None  # never the first stage
-        large = torch.cat(
-            [self.network(picture[None], picture.new_tensor([self.noise])) for picture in pixels]
-        )
-        yield Step(0, 1, large, large)
+    def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
+        assert x is not None  # never the first stage
+        changed = torch.cat([self.change(picture[None]) for picture in x])
+        yield Step(0, 1, changed, changed)
+
+    def look(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        return x0 if self.pixels else x0[:, :3]
+
+
+def resize(size: tuple[int, int]) -> ChangeStage:
+    """Pixels to (height, width), bicubic."""
+
+    def resized(pixels: Tensor) -> Tensor:
+        return F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+    return ChangeStage(change=resized, name="resize")
+
+
+def paste(original: Float[Tensor, "1 3 h w"], mask: Float[Tensor, "1 1 h w"]) -> ChangeStage:
+    """The original where `mask` is 0, bit for bit; what was drawn where it is 1; a blend between."""
+
+    def pasted(pixels: Tensor) -> Tensor:
+        behind = original.to(pixels)
+        return torch.where(mask.to(pixels) == 0, behind, torch.lerp(behind, pixels, mask.to(pixels)))
+
+    return ChangeStage(change=pasted, name="paste")
 
 
 def one_by_one(denoise: Denoise) -> Denoise:

@@ -28,7 +28,7 @@ class Detection:
     """One thing found."""
 
     label: str  # the object's name, or a capital letter
-    score: float  # chance that its centre is there, times the chance of its label
+    score: float  # chance that its centre is there, times the chance of its label; calibrated where it can be
     box: tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture, in [0, 1]
     colour: str | None  # nearest of the ten colours; None: not judged
 
@@ -82,6 +82,28 @@ class DetectorConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Makes a score the chance that a detection is right: sigmoid(slope logit(score) + shift) (Platt 1999).
+
+    The order of scores stays as it is. The default changes nothing.
+    """
+
+    slope: float = 1.0  # above 0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.slope) and self.slope > 0 and math.isfinite(self.shift)):
+            raise ValueError(f"slope is above 0, and both are finite, got {self.slope} and {self.shift}")
+
+    def of(self, score: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Calibrated scores of raw ones, both in [0, 1]; 0, which is nothing found, stays 0."""
+        if self == Calibration():
+            return score
+        logit = score.double().logit(eps=1e-9)
+        return torch.where(score > 0, torch.sigmoid(self.slope * logit + self.shift), 0).to(score.dtype)
+
+
 class Maps(NamedTuple):
     """What the network says about a batch, before anything is decided."""
 
@@ -115,6 +137,7 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, names: Names) -> None:
         super().__init__()
         self.config, self.names = config, names
+        self.calibration = Calibration()  # of the scores that `read` gives
         channels = config.channels
         widths = [channels + config.growth * level for level in range(config.levels)]
         self.stem = nn.Sequential(
@@ -133,6 +156,8 @@ class Detector(nn.Module):
         self.place = nn.Conv2d(4 * channels, 5, 1)  # centre, offset, extent
         self.colour = nn.Conv2d(4 * channels, len(names.colours), 1)
         self.embedding = nn.Conv2d(4 * channels, config.embedding, 1)
+        # what a thing is shows in coarse maps, too: they are wider, and see all of it
+        self.coarse = nn.ModuleList(nn.Conv2d(width, config.embedding, 1) for width in widths[1:])
         self.style = nn.Linear(4 * channels, len(names.styles))
         self.background = nn.Linear(4 * channels, len(names.backgrounds))
         self.prototypes = nn.Parameter(torch.zeros(len(names.classes), config.embedding))
@@ -163,10 +188,13 @@ class Detector(nn.Module):
         for level, block in enumerate(self.encode):
             x = block(self.down[level - 1](x) if level else x)
             skips.append(x)
+        embedding: Tensor | None = None
         for level in reversed(range(len(self.decode))):
-            x = skips[level] + F.interpolate(self.up[level](x), scale_factor=2.0, mode="nearest")
-            x = self.decode[level](x)
+            seen = self.coarse[level](x)
+            embedding = twice(seen if embedding is None else embedding + seen)
+            x = self.decode[level](skips[level] + twice(self.up[level](x)))
         hidden = self.hidden(x)
+        said = self.embedding(hidden)
         features = hidden.mean((2, 3))
         centre, offset, extent = self.place(hidden).split((1, 2, 2), 1)
         return Maps(
@@ -174,7 +202,7 @@ class Detector(nn.Module):
             offset=offset,
             extent=extent,
             colour=self.colour(hidden),
-            embedding=self.embedding(hidden),
+            embedding=said if embedding is None else said + embedding,
             style=self.style(features),
             background=self.background(features),
             features=features,
@@ -200,7 +228,7 @@ class Detector(nn.Module):
         score, best = (chance * likely).sort(descending=True, stable=True)
         rows = torch.cat(
             [
-                score[..., None],
+                self.calibration.of(score)[..., None],
                 boxes(maps, cell).gather(1, best[..., None].expand(-1, -1, 4)),
                 kind.gather(1, best)[..., None],
                 at(maps.colour, cell).argmax(-1).gather(1, best)[..., None],
@@ -231,6 +259,11 @@ class Detector(nn.Module):
                 )
             )
         return seen
+
+
+def twice(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+    """Each cell as four."""
+    return F.interpolate(maps, scale_factor=2.0, mode="nearest")
 
 
 def norm(channels: int) -> nn.GroupNorm:

@@ -35,6 +35,7 @@ class PixelDiTConfig:
     text_length: int = 48  # text tokens at most
     head_channels: int = 32  # channels of the convolutional head
     labels: int = 0  # classes of the training-only label head (one per object, and none); 0 leaves it away
+    guidance_channels: int = 0  # sinusoids that tell it the guidance scale; 0: it is not told
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
@@ -125,6 +126,11 @@ class PixelDiT(nn.Module):
         self.time_in = nn.Linear(config.width, config.width)
         self.time_out = nn.Linear(config.width, config.width)
         self.pooled_in = nn.Linear(config.width, config.width)
+        self.guidance_in = (
+            nn.Linear(config.guidance_channels, config.width, bias=False)
+            if config.guidance_channels
+            else None
+        )
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
@@ -160,6 +166,8 @@ class PixelDiT(nn.Module):
             self.position.copy_(positions_2d(side, side, self.config.width))
         for silent in (self.modulation, self.modulation_out, self.patch_out, self.head[-1]):
             nn.init.zeros_(silent.get_parameter("weight"))
+        if self.guidance_in is not None:
+            nn.init.zeros_(self.guidance_in.weight)  # so that it begins as the network that is not told
 
     def encode(self, tokens: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> tuple[Tensor, Tensor]:
         """Text once per prompt: context (b n d) and pooled (b d)."""
@@ -173,18 +181,32 @@ class PixelDiT(nn.Module):
         context: Float[Tensor, "b m d"],
         pooled: Float[Tensor, "b d"],
         mask: Bool[Tensor, "b m"],
+        guidance: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        return self.features(x_t, t, context, pooled, mask)[0]
+        """The prediction of x0. A network with guidance_channels is told the scale of `guidance` (Meng et al.
+        2023, "On distillation of guided diffusion models", section 3.1); None is 0, the prompt alone in many
+        steps."""
+        return self.features(x_t, t, context, pooled, mask, guidance)[0]
 
     def features(
-        self, x_t: Tensor, t: Tensor, context: Tensor, pooled: Tensor, mask: Tensor
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        mask: Tensor,
+        guidance: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b n d"]]:
         """The prediction of x0, and the token stream halfway through the blocks."""
         patch, side = self.config.patch, self.config.size // self.config.patch
         patches = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
         x = self.token_in(self.patch_in(patches)) + self.position
         time = self.time_out(F.silu(self.time_in(timestep_embedding(1000 * t, self.config.width))))
-        cond = F.silu(time + self.pooled_in(pooled))
+        told = time + self.pooled_in(pooled)
+        if self.guidance_in is not None:
+            scale = torch.zeros_like(t) if guidance is None else guidance
+            told = told + self.guidance_in(timestep_embedding(100 * scale, self.config.guidance_channels))
+        cond = F.silu(told)
         modulation = rearrange(self.modulation(cond), "b (six d) -> b six d", six=6)
         mask = torch.cat([mask, mask.new_ones(len(mask), x.shape[1])], 1)
         halfway = x

@@ -59,3 +59,17 @@ class Upscaler(nn.Module):
         detail = rearrange(self.last(x), "b (c p q) h w -> b c (h p) (w q)", p=factor, q=factor)
         plain = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)
         return torch.add(plain, detail)
+
+    def enlarge(
+        self, pixels: Float[Tensor, "b 3 h w"], noise: Float[Tensor, " b"], size: int
+    ) -> Float[Tensor, "b 3 size size"]:
+        """Redraw at size x size, a multiple of the factor: where the network would arrive at another size,
+        `prepared` makes up for it."""
+        return torch.as_tensor(self(prepared(pixels, size // self.config.factor), noise))
+
+
+def prepared(pixels: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 side side"]:
+    """Pixels as the network is given them: resized by cubic interpolation, unless they have that side."""
+    if pixels.shape[2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels, (side, side), mode="bicubic", align_corners=False)

@@ -1,11 +1,13 @@
 """Request: everything that decides a picture, as one frozen value."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 
+from limner.diffusion.grids import GRIDS
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError
+from limner.pipeline.picture import Picture
 from limner.util.rng import SEED_LIMIT
 from limner.util.suggest import suggestion
 
@@ -16,7 +18,38 @@ ALIASES = {  # what the same settings are called elsewhere
     "num_images_per_prompt": "count",
 }
 LONGEST_PROMPT = 10_000  # characters
+NUMBERS = {  # least and most
+    "guidance": (0, 30),
+    "strength": (0.01, 1),
+    "enlarge": (1, 4),
+    "enlarge_strength": (0.01, 1),
+    "refine_from": (0, 1),
+    "rescale": (0, 1),
+    "weight": (0, 2),
+    "start": (0, 1),
+    "end": (0, 1),
+}
+NAMES: dict[str, Collection[str]] = {"sampler": SAMPLERS, "grid": GRIDS}
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: what Python makes of bytes that are not UTF-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A picture to be followed, such as edges or a pose, and the network that reads it."""
+
+    image: Picture
+    model: str  # file or folder of a control network
+    weight: float = 1.0  # 0 to 2
+    start: float = 0.0  # share of the steps from which it is heard
+    end: float = 1.0  # share of the steps until which it is heard
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise RequestError(f"a control needs the file or folder of its network, got {self.model!r}")
+        for name in ("weight", "start", "end"):
+            _number(name, getattr(self, name))
+        if not self.start < self.end:
+            raise RequestError(f"a control is heard from {self.start:g} to {self.end:g}; give start < end")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +68,23 @@ class Request:
     sampler: str | None = None  # a name in diffusion.samplers.SAMPLERS
     size: tuple[int, int] | None = None  # (height, width) in pixels
     style: str | None = None  # an art style of the model, added to the prompt
-    model: str | None = None  # a family, or a folder with weights; None is whichever model draws it
+    model: str | None = None  # a family, a folder or a file with weights; None is whichever model draws it
+    # -- what published models can do besides ----------------------------------------------------------------
+    grid: str | None = None  # where the sampler stops: a name in diffusion.grids.GRIDS
+    image: Picture | None = None  # to begin with
+    strength: float = 0.75  # how much of it to draw anew, above 0 to 1: a share of the steps
+    mask: Picture | None = None  # white where to draw, black what to keep of `image`
+    feather: int = 4  # pixels over which the mask fades, 0 to 256
+    controls: tuple[Control, ...] = ()  # pictures to be followed
+    enlarge: float = 1.0  # draw again, so many times larger, 1 to 4
+    enlarge_strength: float = 0.7  # how much of the enlarged picture to draw anew
+    refiner: str | None = None  # a model that draws the last steps
+    refine_from: float = 0.8  # share of the steps after which it does
+    tiling: bool = False  # make opposite edges fit together
+    transparent: bool = False  # make what the mask keeps transparent
+    clip_skip: int | None = None  # layer of the text encoders that is used, 1 the last
+    emphasis: str = "mean"  # what weights in the prompt do: mean, plain, comfy, ignore
+    rescale: float = 0.0  # of guidance, 0 to 1, against overexposure
 
     def __post_init__(self) -> None:
         _check({field.name: getattr(self, field.name) for field in fields(self)})
@@ -67,15 +116,48 @@ class Request:
             values["size"] = parse_size(size)
         elif isinstance(size, list):
             values["size"] = tuple(size)
+        for name in ("image", "mask"):
+            if values.get(name) is not None:
+                values[name] = Picture.read(values[name])
+        if isinstance(controls := values.get("controls"), list):
+            values["controls"] = tuple(_control(control) for control in controls)
         _check({field.name: field.default for field in fields(cls)} | values)
-        if type(values.get("guidance")) is int:
-            values["guidance"] = float(values["guidance"])  # type: ignore[arg-type]  # just checked
+        for name in NUMBERS:
+            if type(values.get(name)) is int:
+                values[name] = float(values[name])  # type: ignore[arg-type]  # just checked
         return cls(**values)  # type: ignore[arg-type]  # just checked
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON; `from_dict` gives the same request back."""
-        values = asdict(self)
-        return values | {"size": None if self.size is None else list(self.size)}
+        """Plain values for JSON; `from_dict` gives the same request back, if the files of its pictures are
+        still there. What only some models can do is left out where it was not asked for."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        extra = [field.name for field in fields(self)][_PLAIN:]
+        told = {
+            name: value for name, value in values.items() if name not in extra or value != _DEFAULTS[name]
+        }
+        plain = {name: _told(value) for name, value in told.items()}
+        return plain | {"size": None if self.size is None else list(self.size)}
+
+
+_PLAIN = [field.name for field in fields(Request)].index("grid")  # the settings before it are always told
+_DEFAULTS = {field.name: field.default for field in fields(Request)}
+
+
+def _told(value: object) -> object:
+    if isinstance(value, Picture):
+        return value.told()
+    if isinstance(value, tuple) and all(isinstance(one, Control) for one in value):
+        return [{f.name: _told(getattr(one, f.name)) for f in fields(one)} for one in value]
+    return value
+
+
+def _control(told: object) -> Control:
+    if isinstance(told, Control):
+        return told
+    known = [field.name for field in fields(Control)]
+    if not isinstance(told, Mapping) or not {"image", "model"} <= set(told) <= set(known):
+        raise RequestError(f"a control is a mapping of {', '.join(known)}, got {told!r}")
+    return Control(**{**told, "image": Picture.read(told["image"])})
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -95,8 +177,8 @@ def _check(values: Mapping[str, object]) -> None:
             raise RequestError(f"{name} is text, got {text!r}")
         if len(text) > LONGEST_PROMPT:
             raise RequestError(f"{name} has {len(text)} characters; {LONGEST_PROMPT} is the most")
-    for name in ("sampler", "style", "model"):
-        if not isinstance(values[name], str | None):
+    for name in ("sampler", "style", "model", "grid", "refiner", "emphasis"):
+        if not isinstance(values[name], str if name == "emphasis" else str | None):
             raise RequestError(f"{name} is a name, got {values[name]!r}")
     for name, text in values.items():
         if isinstance(text, str) and (broken := SURROGATE.search(text)):
@@ -106,18 +188,41 @@ def _check(values: Mapping[str, object]) -> None:
         _whole("seed", values["seed"], 0, SEED_LIMIT - count)
     if values["steps"] is not None:
         _whole("steps", values["steps"], 1, 1000)
-    if (guidance := values["guidance"]) is not None:
-        number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
-        if not number or not 0 <= guidance <= 30:  # type: ignore[operator]  # false for NaN, too
-            raise RequestError(f"guidance is a number from 0 to 30, got {guidance!r}")
-    sampler = values["sampler"]
-    if isinstance(sampler, str) and sampler not in SAMPLERS:
-        raise RequestError(f'there is no sampler "{sampler}"{suggestion(sampler, SAMPLERS)}')
+    for name in NUMBERS.keys() & values.keys():
+        if values[name] is not None or name != "guidance":
+            _number(name, values[name])
+    for name, known in NAMES.items():
+        said = values[name]
+        if isinstance(said, str) and said not in known:
+            raise RequestError(f'there is no {name} "{said}"{suggestion(said, known)}')
+    for name in ("image", "mask"):
+        if not isinstance(values[name], Picture | None):
+            raise RequestError(f"{name} is a Picture, got {values[name]!r}; see Picture.open")
+    if values["mask"] is not None and values["image"] is None:
+        raise RequestError("a mask needs the image that it belongs to")
+    if values["transparent"] and values["mask"] is None:
+        raise RequestError("transparent makes what a mask keeps transparent; give a mask")
+    controls = values["controls"]
+    if not isinstance(controls, tuple) or not all(isinstance(one, Control) for one in controls):
+        raise RequestError(f"controls is a tuple of Control, got {controls!r}")
+    _whole("feather", values["feather"], 0, 256)
+    if values["clip_skip"] is not None:
+        _whole("clip_skip", values["clip_skip"], 1, 32)
+    for name in ("tiling", "transparent"):
+        if not isinstance(values[name], bool):
+            raise RequestError(f"{name} is true or false, got {values[name]!r}")
     if (size := values["size"]) is not None:
         if not isinstance(size, tuple) or len(size) != 2:
             raise RequestError(f"size is (height, width) in pixels, got {size!r}")
         for name, side in zip(("height", "width"), size, strict=True):
             _whole(name, side, 16, 8192)
+
+
+def _number(name: str, value: object) -> None:
+    low, high = NUMBERS[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]  # false for NaN, too
+        raise RequestError(f"{name} is a number from {low} to {high}, got {value!r}")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:

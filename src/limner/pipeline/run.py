@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from os.path import isdir
 from pathlib import Path
 
 import torch
@@ -12,14 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from limner.errors import EngineError, RequestError
-from limner.families import FAMILIES
-from limner.families.base import Model, Order
+from limner.families.base import Model
+from limner.pipeline.order import cut_out, order_of
+from limner.pipeline.picture import Picture
 from limner.pipeline.request import Request
 from limner.pipeline.result import Result
-from limner.util.devices import pick_device
 from limner.util.images import images_from_pixels
 from limner.util.rng import NoiseSource
-from limner.util.suggest import suggestion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,19 +52,31 @@ class Pipeline:
         sampler: str | None = None,
         size: tuple[int, int] | None = None,
         style: str | None = None,
+        image: Picture | Image.Image | str | Path | None = None,
+        strength: float = 0.75,
+        mask: Picture | Image.Image | str | Path | None = None,
     ) -> Result:
-        """Draw; see Request for what the settings mean. Raises as `generate` does."""
-        request = Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            count=count,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            size=size,
-            style=style,
+        """Draw; see Request for what the settings mean, and for more of them, which `draw` takes. Raises as
+        `generate` does."""
+        return self.draw(
+            Request(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                seed=seed,
+                count=count,
+                steps=steps,
+                guidance=guidance,
+                sampler=sampler,
+                size=size,
+                style=style,
+                image=None if image is None else Picture.read(image),
+                strength=strength,
+                mask=None if mask is None else Picture.read(mask),
+            )
         )
+
+    def draw(self, request: Request) -> Result:
+        """Draw to the end. Raises as `generate` does."""
         *_, last = self.generate(request)
         assert last.result is not None  # the last one has it
         return last.result
@@ -85,7 +95,8 @@ class Pipeline:
             steps=defaults.steps if request.steps is None else request.steps,
             guidance=defaults.guidance if request.guidance is None else request.guidance,
             sampler=request.sampler or defaults.sampler,
-            size=request.size or defaults.size,
+            size=request.size
+            or ((request.image.image.height, request.image.image.width) if request.image else defaults.size),
             model=self.name,
         )
 
@@ -97,7 +108,8 @@ class Pipeline:
         Raises RequestError for what the model cannot do, and EngineError when the numbers break down.
         """
         request = self.resolve(request)
-        plan = self.model.plan(_order(request))
+        order = order_of(request)
+        plan = self.model.plan(order)
         assert request.seed is not None  # resolved
         seeds = tuple(range(request.seed, request.seed + request.count))
         noise = NoiseSource(seeds)
@@ -108,12 +120,15 @@ class Pipeline:
             for step in stage.run(pixels, noise):
                 done += 1
                 if done < total:
-                    yield Progress(index=done - 1, total=total, stage=stage.name, preview=step.x0)
+                    yield Progress(index=done - 1, total=total, stage=stage.name, preview=stage.look(step.x0))
             pixels = step.x
             _check_finite(pixels, seeds, stage.name)
         assert pixels is not None  # a plan has stages
+        images = _finish(pixels, request.size if request.enlarge == 1 else None)
+        if request.transparent:
+            images = cut_out(images, order)
         result = Result(
-            images=_finish(pixels, request.size),
+            images=images,
             seeds=seeds,
             request=request,
             weights=self.model.fingerprint,
@@ -121,44 +136,6 @@ class Pipeline:
             warnings=plan.warnings,
         )
         yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
-
-
-def load(model: str | Path = "mini", *, device: str = "auto") -> Pipeline:
-    """A model ready to draw.
-
-    Args:
-        model: "mini", or a folder with base.safetensors and upscaler.safetensors of your own training.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Raises:
-        RequestError: no such model. WeightsError: its files do not fit. ConfigError: no such device.
-    """
-    at = pick_device(device)
-    name = str(model)
-    if name in FAMILIES:
-        family = FAMILIES[name]
-        return Pipeline(family.load(family.folder, at), name)
-    if not isdir(model):  # noqa: PTH112  # that of Path fails where a name is too long for a path
-        raise RequestError(
-            f'there is no model "{name}", nor a folder of that name{suggestion(name, FAMILIES)}'
-        )
-    return Pipeline(FAMILIES["mini"].load(Path(model), at), name)
-
-
-def _order(request: Request) -> Order:
-    assert request.steps is not None  # resolved, as all of them
-    assert request.guidance is not None
-    assert request.sampler is not None
-    assert request.size is not None
-    return Order(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        guidance=request.guidance,
-        sampler=request.sampler,
-        size=request.size,
-        style=request.style,
-    )
 
 
 def _check_finite(pixels: Float[Tensor, "b 3 h w"], seeds: tuple[int, ...], stage: str) -> None:

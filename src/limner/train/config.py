@@ -12,13 +12,17 @@ import torch
 
 from limner.errors import ConfigError
 from limner.train.objectives import Objective
+from limner.train.objectives.best_of import BestOf, BestOfConfig
 from limner.train.objectives.denoise import Denoise, DenoiseConfig
 from limner.train.objectives.detect import Detect, DetectConfig
+from limner.train.objectives.few_step import FewStep, FewStepConfig
+from limner.train.objectives.nft import NFT, NFTConfig
 from limner.train.objectives.upscale import Upscale, UpscaleConfig
 from limner.train.optim import OptimConfig
 from limner.util.suggest import suggestion
 
 T = TypeVar("T")
+OBJECTIVES = ("denoise", "upscale", "detect", "few_step", "best_of", "nft")
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -53,12 +57,15 @@ class RunConfig:
     denoise: DenoiseConfig | None = None
     upscale: UpscaleConfig | None = None
     detect: DetectConfig | None = None
+    few_step: FewStepConfig | None = None
+    best_of: BestOfConfig | None = None
+    nft: NFTConfig | None = None
 
     def __post_init__(self) -> None:
-        given = [table for table in (self.denoise, self.upscale, self.detect) if table is not None]
+        given = [name for name in OBJECTIVES if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(
-                "a run has exactly one objective: give a [denoise], an [upscale] or a [detect] table."
+                f"a run has exactly one objective: give one table of [{'], ['.join(OBJECTIVES)}]"
             )
 
 
@@ -68,8 +75,14 @@ def build(run: RunConfig, device: torch.device) -> Objective:
         return Denoise(run.denoise, device)
     if run.upscale is not None:
         return Upscale(run.upscale, device)
-    assert run.detect is not None  # RunConfig has exactly one
-    return Detect(run.detect, device)
+    if run.detect is not None:
+        return Detect(run.detect, device)
+    if run.few_step is not None:
+        return FewStep(run.few_step, device)
+    if run.best_of is not None:
+        return BestOf(run.best_of, device)
+    assert run.nft is not None  # RunConfig has exactly one
+    return NFT(run.nft, device)
 
 
 def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:

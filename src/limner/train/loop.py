@@ -14,7 +14,7 @@ from limner.errors import ConfigError
 from limner.train import state
 from limner.train.config import RunConfig, build, to_dict
 from limner.train.ema import EMA
-from limner.train.objectives import Objective
+from limner.train.objectives import Objective, Tuning
 from limner.train.optim import optimizers, rate
 from limner.util.devices import autocast, pick_device
 from limner.util.rng import mix
@@ -43,7 +43,8 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
 
     The data of step i follows from the seed and i alone, so a resumed run continues bit for bit on the CPU.
     Closing the iterator saves a checkpoint. Beside each checkpoint stands weights.safetensors: the averaged
-    weights in bfloat16 with the configuration in the header, ready to be drawn with.
+    weights in bfloat16 with the configuration in the header, ready to be drawn with. Where only this small
+    file is left of a run, it is resumed from the averaged weights, with fresh optimisers.
 
     Raises ConfigError for a setting that cannot be met and for a folder that holds another run, WeightsError
     when there is nothing that fits to resume.
@@ -62,12 +63,20 @@ def fit(run: RunConfig, folder: Path, *, resume: bool = False) -> Iterator[Train
     ema = EMA(model, loop.ema)
     checkpoint = folder / "checkpoint.safetensors"
     clock = {"step": 0, "images_seen": 0, "skipped": 0}
-    if resume:
+    small = folder / "weights.safetensors"
+    if resume and small.exists() and not checkpoint.exists():
+        clock |= state.go_on_from(small, model, ema, objective.published())
+    elif resume:
         clock |= state.load(checkpoint, model, ema, optims)
     elif checkpoint.exists():
         raise ConfigError(f"{folder} already holds a run; continue it with --resume, or choose another.")
     elif loop.start:
-        state.start_from(Path(loop.start), model, ema, objective.published())
+        names = objective.inherited() if isinstance(objective, Tuning) else objective.published()
+        state.start_from(Path(loop.start), model, ema, names)
+    if isinstance(objective, Tuning):
+        if not loop.start:
+            raise ConfigError("this run tunes what another has learned; name its weights by loop.start.")
+        objective.begin(Path(loop.start), ema.state())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(to_dict(run), indent=1))
     log = Log(folder, clock)
@@ -160,7 +169,7 @@ def _without_places(table: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without_places(value) if isinstance(value, dict) else value
         for name, value in table.items()
-        if name not in ("folder", "start")
+        if name not in ("folder", "start", "detector")
     }
 
 

@@ -67,7 +67,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024), for matrices only.
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), for matrices and kernels only.
 
     A stacked matrix such as q, k, v is updated as `parts` separate ones, as if they were three layers. The
     update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW step
@@ -91,10 +91,10 @@ class Muon(torch.optim.Optimizer):
                 buffer = state.setdefault("momentum", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov
-                shape = (parts, p.shape[0] // parts, p.shape[1])
+                shape = (parts, p.shape[0] // parts, p[0].numel())  # a convolution's kernels are its rows
                 by_shape.setdefault(shape, []).append((p, update))
             for shape, members in by_shape.items():
-                stack = torch.stack([update.view(shape) for _, update in members])
+                stack = torch.stack([update.reshape(shape) for _, update in members])
                 stack = orthogonalize(stack) * 0.2 * max(shape[1:]) ** 0.5
                 for (p, _), update in zip(members, stack, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -105,12 +105,14 @@ STACKED = {"qkv": 3, "text_kv": 2, "inner": 2}  # layers of the networks that ho
 
 
 def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the model's `blocks`, AdamW for the rest; only matrices decay."""
+    """Muon for the matrices of the model's `blocks` and the kernels of its `inner` convolutions, AdamW for
+    the rest; only matrices decay."""
     matrices: list[nn.Parameter] = []
     parts: list[int] = []
     if config.muon_lr:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and "blocks." in name:
+            convolution = isinstance(module, nn.Conv2d) and "inner." in name
+            if convolution or (isinstance(module, nn.Linear) and "blocks." in name):
                 matrices.append(module.get_parameter("weight"))
                 parts.append(STACKED.get(name.rsplit(".", 1)[-1], 1))
     taken = {id(p) for p in matrices}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limner.errors import WeightsError
 from limner.train.ema import EMA
-from limner.weights import files
+from limner.weights import files, header
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -71,6 +71,20 @@ def start_from(path: Path, model: nn.Module, ema: EMA, published: set[str]) -> N
                 )
             p.copy_(tensors[name])
             ema.weights[name].copy_(tensors[name])
+
+
+def go_on_from(path: Path, model: nn.Module, ema: EMA, published: set[str]) -> dict[str, int]:
+    """Go on with a run of which only its published weights are left; returns their clock.
+
+    Weights and average are the averaged ones in bfloat16, optimisers are new, and what is never published is
+    as initialised. Raises WeightsError as `start_from` does, and for a file without a clock.
+    """
+    start_from(path, model, ema, published)
+    try:
+        clock = json.loads(header.read_metadata(path)["clock"])
+        return {name: int(clock[name]) for name in ("step", "images_seen", "skipped")}
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(f"{path} does not say how far its run had come; start anew with it.") from None
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

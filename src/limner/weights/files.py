@@ -1,36 +1,59 @@
-"""Networks from safetensors files and back. Nothing is guessed and nothing is forgiven."""
+"""Networks from safetensors files and back. Nothing is guessed and nothing is forgiven.
 
+Tensors are memory-mapped: a file is read as its numbers are used, and what keeps its type and stays on the
+CPU is never copied.
+"""
+
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from limner.errors import WeightsError
+from limner.weights import header
+from limner.weights.keymap import listing
 
 Network = TypeVar("Network", bound=nn.Module)
-SHOWN = 5  # names in a message
+SHARD = 10_000_000_000  # bytes of a file, at most, where a network may be spread over several
 
 
 def load(build: Callable[[], Network], path: Path, device: torch.device | None = None) -> Network:
     """The network that `build` makes, with the tensors of `path`, in float32, ready to be asked and not to be
-    trained. `build` runs on the meta device, so no memory is filled twice.
+    trained.
 
     Raises WeightsError with the names when tensors are missing, unknown or of another shape.
     """
+    return fill(build, read(path), path, device=device, dtype=torch.float32)
+
+
+def empty(build: Callable[[], Network]) -> Network:
+    """The network on the meta device: shapes without memory."""
     with torch.device("meta"), _Unfilled():
-        network = build()
-    try:
-        tensors = load_file(path, device=str(device or "cpu"))
-    except FileNotFoundError:
-        raise WeightsError(f"there are no weights at {path}") from None
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from None
+        return build()
+
+
+def fill(
+    build: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    where: str | Path,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Network:
+    """The network that `build` makes with `tensors`, which carry our names, ready to be asked and not to be
+    trained. `build` runs on the meta device, so no memory is filled twice. `dtype` None: as they are.
+
+    Raises WeightsError, which begins with `where`, with the names when tensors are missing, unknown or of
+    another shape.
+    """
+    network = empty(build)
     wanted = network.state_dict()
     shapes = [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
@@ -43,12 +66,48 @@ def load(build: Callable[[], Network], path: Path, device: torch.device | None =
         "of another shape": shapes,
     }
     if any(problems.values()):
-        told = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
-        raise WeightsError(f"{path} does not fit a {type(network).__name__}. Tensors {told}")
-    network.load_state_dict(
-        {name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True
-    )
+        told = "; ".join(
+            f"{len(names)} {what}: {listing(names)}" for what, names in problems.items() if names
+        )
+        raise WeightsError(f"{where} does not fit a {type(network).__name__}. Tensors {told}")
+    cast = {
+        name: tensor.to(device=device or "cpu", dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in tensors.items()
+    }
+    network.load_state_dict(cast, strict=True, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of all that a `.index.json` names, memory-mapped on the CPU.
+
+    Raises WeightsError when a file is missing, is a pickle, or is not whole.
+    """
+    if path.name.endswith(".json"):
+        return _shards(path)
+    if not path.is_file():
+        raise WeightsError(f"there are no weights at {path}")
+    names = header.read_header(path).tensors
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The table in a JSON file. Raises WeightsError when it is missing, over 16 MB, or something else."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(header.LONGEST + 1)
+        table = json.loads(content) if len(content) <= header.LONGEST else None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise WeightsError(f"{path} is not a table in JSON")
+    return table
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -65,6 +124,58 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
     beside.replace(path)
 
 
+def save_shards(
+    tensors: Mapping[str, Tensor], path: Path, variant: str | None = None, size: int = SHARD
+) -> None:
+    """Write `path`, like diffusers: with `variant` in its name, and where there are more than `size` bytes,
+    as several numbered files and an index that is written last."""
+    stem = path.stem + (f".{variant}" if variant else "")
+    groups: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and filled + tensor.nbytes > size:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = tensor
+        filled += tensor.nbytes
+    if len(groups) == 1:
+        return save(tensors, path.with_name(f"{stem}{path.suffix}"), {"format": "pt"})
+    places: dict[str, str] = {}
+    for number, group in enumerate(groups, 1):
+        file = path.with_name(f"{stem}-{number:05}-of-{len(groups):05}{path.suffix}")
+        save(group, file, {"format": "pt"})
+        places |= dict.fromkeys(group, file.name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json(index, path.with_name(f"{path.name}.index.{f'{variant}.' if variant else ''}json"))
+    return None
+
+
+def write_json(table: Mapping[str, object], path: Path) -> None:
+    """Write a table as JSON; `path` holds the old file or the whole new one, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+    beside.replace(path)
+
+
+def _shards(index: Path) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise WeightsError(f"{index} does not say in which file each tensor lies (weight_map)")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise WeightsError(f"{index} names the file {name!r}; it should be a .safetensors file beside it")
+        held = read(index.with_name(name))
+        if wrong := [key for key in held if places.get(key) != name]:
+            raise WeightsError(f"{index} does not say that {name} holds {listing(wrong)}")
+        tensors |= held
+    if absent := [key for key in places if key not in tensors]:
+        raise WeightsError(f"{index} promises tensors that its files do not hold: {listing(absent)}")
+    return tensors
+
+
 class _Unfilled(TorchFunctionMode):
     """Leaves new parameters as they are. On the meta device nothing is there to fill, and filling an
     embedding makes torch import its compiler, which takes 1.4 s."""
@@ -79,8 +190,3 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return None
         return func(*args, **(kwargs or {}))
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

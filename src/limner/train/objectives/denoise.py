@@ -144,7 +144,7 @@ class Denoise:
         self, model: PixelDiT, prompts: Sequence[str] = SHEET, *, seed: int = 0, scale: float = 3.0
     ) -> Image.Image:
         """A sheet of two pictures per prompt (canonical words, separated by spaces)."""
-        captions = [_split(prompt) for prompt in prompts for _ in range(2)]
+        captions = [split(prompt) for prompt in prompts for _ in range(2)]
         count = len(captions)
         tokens = self.tokens([*captions, *([()] * count)])
         mask = tokens != self.tokenizer.pad
@@ -168,7 +168,8 @@ def patch_labels(scenes: Scenes, cover: Float[Tensor, "b k h w"], patch: int) ->
     return torch.where(share > 0.4, scenes.object.gather(1, place) + 1, 0)
 
 
-def _split(prompt: str) -> list[str]:
+def split(prompt: str) -> list[str]:
+    """The canonical words of a prompt of SHEET."""
     for phrase in MULTIWORD:
         prompt = prompt.replace(phrase, phrase.replace(" ", "_"))
     return [word.replace("_", " ") for word in prompt.split()]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limner.data.world import source
 from limner.data.world.scene import World, WorldConfig
-from limner.models.upscaler import Upscaler, UpscalerConfig
+from limner.models.upscaler import Upscaler, UpscalerConfig, prepared
 from limner.util.images import images_from_pixels, sheet
 
 
@@ -23,11 +23,20 @@ class UpscaleConfig:
     data: source.DrawnConfig = field(default_factory=source.DrawnConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     model: UpscalerConfig = field(default_factory=UpscalerConfig)
-    size: int = 48  # side of the small pictures in pixels
-    crop: int = 24  # side of the part of them that a step looks at
+    size: int = 96  # side of the small pictures in pixels
+    large: int = 512  # side of the large ones; a multiple of the network's factor
+    crop: int = 256  # side of the part of the large ones that a step looks at; a multiple of the factor
     noise: float = 0.15  # standard deviation of the noise on the input, at most (pixels are in [-1, 1])
     blur: float = 0.9  # standard deviation of the blur on the input, in small pixels, at most
     edge_weight: float = 0.3  # cost of wrong differences between neighbours, relative to wrong pixels
+
+    def __post_init__(self) -> None:
+        factor = self.model.factor
+        if self.large % factor or self.crop % factor or not 0 < self.crop <= self.large:
+            raise ValueError(
+                f"large and crop are multiples of the factor {factor}, and the crop lies within; got "
+                f"{self.large} and {self.crop}"
+            )
 
 
 class Batch(NamedTuple):
@@ -52,14 +61,16 @@ class Upscale:
         generator = torch.Generator().manual_seed(seed)
         scenes = self.world.sample(count, generator)
         small, _ = self.world.render(scenes, config.size)
-        large, _ = self.world.render(scenes, config.size * factor)
-        y, x = torch.randint(config.size - config.crop + 1, (2,), generator=generator).tolist()
-        small = small[:, :, y : y + config.crop, x : x + config.crop]
-        large = large[:, :, y * factor : (y + config.crop) * factor, x * factor : (x + config.crop) * factor]
+        large, _ = self.world.render(scenes, config.large)
         draws = torch.rand(2, count, generator=generator).to(small.device)
         noise = config.noise * draws[0].square()  # small noise is what inference uses, so it is seen most
         grain = torch.randn(small.shape, generator=generator).to(small.device)
         small = blur(small, config.blur * draws[1]) + noise[:, None, None, None] * grain
+        small = prepared(small, config.large // factor)
+        crop = config.crop // factor
+        y, x = torch.randint(small.shape[-1] - crop + 1, (2,), generator=generator).tolist()
+        small = small[:, :, y : y + crop, x : x + crop]
+        large = large[:, :, y * factor : (y + crop) * factor, x * factor : (x + crop) * factor]
         return Batch(small=small, noise=noise, large=large)
 
     def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -73,10 +84,11 @@ class Upscale:
         return {name for name, _ in self.model.named_parameters()}
 
     def header(self) -> dict[str, str]:
-        """Network shape and the size it was trained to enlarge."""
+        """Network shape, and the sizes of the pictures it was trained on."""
         return {
             "network": json.dumps({"Upscaler": asdict(self.config.model)}),
             "size": json.dumps(self.config.size),
+            "large": json.dumps(self.config.large),
             "sources": json.dumps(self.world.atlas.sources),
         }
 
@@ -85,9 +97,9 @@ class Upscale:
         """Rows of plain enlargement, the network's, and the truth."""
         scenes = self.world.sample(6, torch.Generator().manual_seed(0))
         small, _ = self.world.render(scenes, self.config.size)
-        large, _ = self.world.render(scenes, self.config.size * self.config.model.factor)
-        plain = F.interpolate(small, scale_factor=self.config.model.factor, mode="bicubic").clamp(-1, 1)
-        drawn = model(small, small.new_zeros(len(small))).clamp(-1, 1)
+        large, _ = self.world.render(scenes, self.config.large)
+        plain = prepared(small, self.config.large).clamp(-1, 1)
+        drawn = model.enlarge(small, small.new_zeros(len(small)), self.config.large).clamp(-1, 1)
         return sheet(images_from_pixels(torch.cat([plain, drawn, large])), columns=6)
 
 

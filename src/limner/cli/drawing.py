@@ -1,0 +1,254 @@
+"""limner imagine, replay, words."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limner.cli.options import ModelOption
+from limner.cli.screen import console, visible, watch
+from limner.errors import RequestError
+
+if TYPE_CHECKING:
+    from limner.pipeline.request import Control
+    from limner.pipeline.result import Result
+
+
+def imagine(
+    prompt: Annotated[str, typer.Argument(help="What to draw, in English.", show_default=False)],
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures, 1 to 64.")] = 4,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first picture; the next has seed + 1. Random if not given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler, 1 to 1000.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, 0 to 30.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Such as dpmpp_2m, euler, euler_ancestral, heun.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Side in pixels, or WIDTHxHEIGHT.")] = None,
+    negative: Annotated[str, typer.Option(help="What to move away from.")] = "",
+    style: Annotated[str | None, typer.Option(help="Art style of the model, such as flat or glossy.")] = None,
+    model: ModelOption = "mini",
+    grid: Annotated[
+        str | None, typer.Option("--steps-at", help="Where the sampler stops: karras, leading, trailing ...")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin with.")] = None,
+    strength: Annotated[float, typer.Option(help="How much of it to draw anew, above 0 to 1.")] = 0.75,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where to draw, black what to keep of --image.")
+    ] = None,
+    feather: Annotated[int, typer.Option(help="Pixels over which the mask fades.")] = 4,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PICTURE=NETWORK[:WEIGHT]",
+            help="Follow a picture by a control network's file or folder. Repeatable.",
+        ),
+    ] = None,
+    enlarge: Annotated[float, typer.Option(help="Draw again, so many times larger, 1 to 4.")] = 1.0,
+    enlarge_strength: Annotated[float, typer.Option(help="How much to draw anew then.")] = 0.7,
+    refiner: Annotated[str | None, typer.Option(help="A model that draws the last steps.")] = None,
+    refine_from: Annotated[float, typer.Option(help="Share of the steps after which it does.")] = 0.8,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Make opposite edges fit together.")] = False,
+    transparent: Annotated[
+        bool, typer.Option("--transparent", help="Make what the mask keeps transparent.")
+    ] = False,
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layer of the text encoders that is used, 1 the last.")
+    ] = None,
+    emphasis: Annotated[
+        str, typer.Option(help="What weights in the prompt do: mean, plain, comfy, ignore.")
+    ] = "mean",
+    rescale: Annotated[float, typer.Option(help="Of guidance, 0 to 1, against overexposure.")] = 0.0,
+    loras: Annotated[Path | None, typer.Option(help="Folder of LoRAs for <lora:NAME:WEIGHT>.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="Folder of learned words.")] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="eps or v, where a published file does not say it.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("limner-out"),
+    sheet: Annotated[
+        bool, typer.Option("--grid/--no-grid", help="Save all pictures as one sheet, too.")
+    ] = True,
+    preview: Annotated[
+        bool | None, typer.Option(help="Show the pictures while they form, in terminals with 24-bit colour.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the paths, warnings and errors only.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Draw pictures of a prompt and print the paths of the files."""
+    started = time.monotonic()
+    from limner.families.base import Wishes
+    from limner.pipeline.load import load
+    from limner.pipeline.picture import Picture
+    from limner.pipeline.request import Request, parse_size
+
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        size=None if size is None else parse_size(size),
+        style=style,
+        grid=grid,
+        image=None if image is None else Picture.open(image),
+        strength=strength,
+        mask=None if mask is None else Picture.open(mask),
+        feather=feather,
+        controls=tuple(_control(text) for text in control or []),
+        enlarge=enlarge,
+        enlarge_strength=enlarge_strength,
+        refiner=refiner,
+        refine_from=refine_from,
+        tiling=tiling,
+        transparent=transparent,
+        clip_skip=clip_skip,
+        emphasis=emphasis,
+        rescale=rescale,
+    )
+    wishes = Wishes(prediction=prediction, variant=variant, dtype=dtype, loras=loras, embeddings=embeddings)
+    err = console()
+    steps_of = load(model, device=device, wishes=wishes).generate(request)
+    result = watch(steps_of, err, show=not (quiet or as_json), preview=preview)
+    paths = result.save(out, grid=sheet)
+    if as_json:
+        _print_json(result, paths, time.monotonic() - started)
+        return
+    if not quiet:
+        for notice in result.notices:
+            err.print(visible(str(notice)), style="dim", markup=False)
+    for warning in result.warnings:
+        err.print(f"Warning: {visible(str(warning))}", style="yellow", markup=False)
+    for path in paths:
+        print(path)
+    if not quiet:
+        seconds = time.monotonic() - started
+        drawn = f"{len(result.images)} picture{'s' if len(result.images) > 1 else ''}"
+        err.print(f"{drawn}, seed {result.seeds[0]}, {seconds:.1f} s", style="dim")
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A PNG that Limner saved.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Option(help="Draw with this model instead of the one named in the file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Save what was drawn in this folder, too.")] = None,
+) -> None:
+    """Draw a saved picture again from what its file says, and compare. Exit code 1 if any pixel differs."""
+    from limner.pipeline import replay as again
+    from limner.pipeline.load import load
+
+    named = again.read_record(file).request.model or "mini"
+    done = again.replay(file, load(named if model is None else model))
+    if out is not None:
+        for path in done.result.save(out, grid=done.record.grid):
+            print(path)
+    print(visible(f"{file}: {done}"))
+    if not done.same:
+        raise typer.Exit(1)
+
+
+def words(
+    query: Annotated[str, typer.Argument(help="A name, a synonym, a keyword; all words if not given.")] = "",
+    category: Annotated[
+        str | None, typer.Option(help="Only this category, such as animals or colour.")
+    ] = None,
+    model: ModelOption = "mini",
+) -> None:
+    """List what a model can draw: words, their category, what else they may be called, the art's name."""
+    from rich.table import Table
+
+    found = _words(query, _objects(model))
+    rows = [row for row in found if category in (None, row[1])]
+    if not rows:
+        raise RequestError(_no_words(query, category, elsewhere=dict.fromkeys(row[1] for row in found)))
+    table = Table("word", "category", "also called", "art", box=None, header_style="bold", pad_edge=False)
+    for name, kind, synonyms, art in rows:
+        table.add_row(name, kind, ", ".join(synonyms), art)
+    console(stderr=False).print(table)
+    console().print(f"{len(rows)} word{'s' if len(rows) > 1 else ''}", style="dim")
+
+
+def _print_json(result: "Result", paths: list[Path], seconds: float) -> None:
+    count = len(result.images)
+    told = {
+        "files": [str(path) for path in paths[:count]],
+        "grid": str(paths[count]) if len(paths) > count else None,
+        "seeds": list(result.seeds),
+        "request": result.request.to_dict(),
+        "weights": result.weights,
+        "notices": list(result.notices),
+        "warnings": list(result.warnings),
+        "seconds": round(seconds, 3),
+    }
+    print(json.dumps(told, indent=2))
+
+
+def _objects(model: str) -> frozenset[str]:
+    """The objects that a model has learned, read from the header of its weights: no torch is needed."""
+    from limner.weights.header import listed, read_metadata
+
+    folder = Path(__file__).parents[1] / "weights" / "mini" if model == "mini" else Path(model)
+    path = folder / "base.safetensors"
+    return frozenset(listed(read_metadata(path), "objects", path))
+
+
+def _words(query: str, known: frozenset[str]) -> list[tuple[str, str, tuple[str, ...], str]]:
+    """(word, category, also called, art) of the fixed words and then the objects that match."""
+    from limner.text.catalogue import search
+    from limner.text.lexicon import load_lexicon
+    from limner.text.words import CLASSES
+
+    fixed = [
+        (word, kind, synonyms, "")
+        for kind, members in CLASSES.items()
+        for word, synonyms in members.items()
+        if kind != "function" and (query.lower() in (kind, word, *synonyms) or not query)
+    ]
+    found = search(load_lexicon(), query, known)
+    return fixed + [(entry.name, entry.category, entry.synonyms, entry.art) for entry in found]
+
+
+def _no_words(query: str, category: str | None, elsewhere: Iterable[str]) -> str:
+    from limner.text.lexicon import CATEGORIES, load_lexicon
+    from limner.text.words import CLASSES
+    from limner.util.suggest import suggestion
+
+    kinds = [*(kind for kind in CLASSES if kind != "function"), *CATEGORIES]
+    if category is not None and category not in kinds:
+        return f'there is no category "{category}"{suggestion(category, kinds)}'
+    if others := ", ".join(elsewhere):
+        return f'no word for "{query}" is in the category "{category}", but in: {others}'
+    nearest = ", ".join(load_lexicon().nearest(query))
+    return f'this model knows no word for "{query}"' + (f"; nearest: {nearest}" if nearest else "")
+
+
+def _control(text: str) -> "Control":
+    """A control from PICTURE=NETWORK[:WEIGHT]."""
+    from limner.pipeline.picture import Picture
+    from limner.pipeline.request import Control
+
+    picture, equals, network = text.partition("=")
+    name, colon, weight = network.rpartition(":")
+    if not equals:
+        raise RequestError(f'--control takes PICTURE=NETWORK[:WEIGHT], got "{text}"')
+    try:
+        return (
+            Control(image=Picture.open(picture), model=name, weight=float(weight))
+            if colon
+            else Control(image=Picture.open(picture), model=network)
+        )
+    except ValueError:
+        return Control(image=Picture.open(picture), model=network)  # a colon of the path

@@ -1,0 +1,394 @@
+"""Stable Diffusion 1, 2 and XL: a prompt through CLIP, latents by a U-Net, pixels by an autoencoder.
+
+Start at `StableDiffusion.plan`. What the versions do differently are values: how many text towers there are,
+what the U-Net predicts, which path it runs on, and what it is told besides the text. How they come out of
+files is in `sd_files.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from limner.diffusion import grids, guidance, predictions
+from limner.diffusion.grids import Grid
+from limner.diffusion.paths import VPPath
+from limner.diffusion.predictions import Denoise
+from limner.diffusion.samplers import SAMPLERS
+from limner.errors import RequestError
+from limner.families.base import ControlOrder, Defaults, Order, Plan
+from limner.families.conditions import Encoded, Encoder
+from limner.families.stages import ChangeStage, DiffusionStage, Stage, one_by_one, paste, resize
+from limner.models.kl_vae import KLVAE, decode_tiled, encode_tiled
+from limner.models.unet import Added, Control, KeysValues, UNet
+from limner.text.prompt import Line, Lora, Prompt, parse
+
+if TYPE_CHECKING:
+    from limner.models.controlnet import ControlNet
+
+WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once on its own; larger pictures go in tiles
+AESTHETIC = (
+    6.0,
+    2.5,
+)  # score that the refiner is told, for the prompt and for the negative one (SDXL's code)
+RGB = {  # what each latent channel adds to red, green and blue; by the scale factor of the autoencoder
+    0.18215: (  # figures that ComfyUI and others preview with
+        *((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350)),
+        *((-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177)),
+    ),
+    0.13025: (
+        *((0.3920, 0.4054, 0.4549), (-0.2634, -0.0196, 0.0653)),
+        *((0.0568, 0.1687, -0.0755), (-0.3112, -0.2359, -0.2076)),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What the network is told during some steps: rows of equal length, asked in one call."""
+
+    context: Float[Tensor, "r n d"]
+    keys_values: tuple[KeysValues, ...]  # of `context`, for the U-Net
+    added: Added | None
+    controls: tuple[tuple[KeysValues, ...], ...]  # of `context`, for each control network
+
+
+Lines = tuple[Line, ...]
+Told = tuple[tuple[float, ...], tuple[Said, ...]]  # weights of the lines; what to ask, a call each
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StableDiffusion:
+    """The loaded model. `plan` is all that a pipeline needs; the parts are there to be used by hand."""
+
+    unet: UNet
+    vae: KLVAE
+    encoder: Encoder
+    path: VPPath
+    prediction: str  # eps or v
+    defaults: Defaults
+    grid: str  # a name in diffusion.grids.GRIDS
+    zeros: bool  # an empty negative prompt is told as zeros (SDXL)
+    fingerprint: str
+    device: torch.device
+    notices: tuple[str, ...] = ()  # about the files, to be said with every picture
+    control_network: Callable[[str], "ControlNet"]  # by file or folder; raises WeightsError
+    companion: Callable[[str], "StableDiffusion"]  # another model by file or folder; raises WeightsError
+    adapt: Callable[[tuple[Lora, ...]], None]  # puts exactly these LoRAs in place; raises RequestError
+
+    # -- the way of a request --------------------------------------------------------------------------------
+
+    def plan(self, order: Order) -> Plan:
+        """The stages of an order. Raises RequestError for what this model cannot do."""
+        if order.style is not None:
+            raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
+        order, notices = self._fitted(order)
+        prompt = parse(order.prompt)
+        loras, warnings = prompt.loras()
+        self.adapt(loras)
+        for part in (self.unet, self.vae):
+            seamless(part, order.tiling)
+        grid = grids.named(order.grid or self.grid, self.path, order.steps)
+        stages: list[Stage] = []
+        if order.image is None:
+            stages += self._passes(order, grid, order.size)
+        else:
+            stages += self._from_picture(order, grid, order.image)
+        stages.append(self.decoder())
+        if order.enlarge != 1:
+            size = self._rounded(tuple(round(side * order.enlarge) for side in order.size))
+            second = replace(order, size=size, image=None, mask=None)
+            rest = self._last(grid, order.enlarge_strength)
+            stages += [resize(size), self.vae_encoder(), *self._passes(second, rest, size, order.steps)]
+            stages.append(self.decoder())
+        if order.image is not None and order.mask is not None and order.enlarge == 1:
+            stages.append(paste(order.image.to(self.device), order.mask.to(self.device)))
+        told = [self._count(prompt, order)]
+        return Plan(
+            stages=tuple(stages),
+            notices=(*self.notices, *notices, *(said for said in told if said)),
+            warnings=warnings,
+        )
+
+    def _passes(
+        self, order: Order, grid: Grid, size: tuple[int, int], earlier: int = 0
+    ) -> list[DiffusionStage]:
+        """From noise, or from what the stage before drew, along `grid`; the refiner takes the last steps."""
+        own = round(grid.steps * order.refine_from) if order.refiner else grid.steps
+        first = self.stage(order, grid, size, earlier=earlier)
+        if order.refiner is None or not 0 < own < grid.steps:
+            return [first]
+        refiner = self.companion(order.refiner)
+        if refiner.vae.config != self.vae.config:
+            raise RequestError(f"the refiner {order.refiner} works on latents of another kind")
+        refiner.adapt(())
+        second = refiner.stage(order, grid, size, earlier=earlier)
+        return [
+            replace(first, grid=grid.part(0, own)),
+            replace(second, grid=grid.part(own, grid.steps), midway=True, tag=first.tag + 1, name="refiner"),
+        ]
+
+    def _from_picture(self, order: Order, grid: Grid, image: Tensor) -> list[DiffusionStage]:
+        """Begin on the latents of a picture; with a mask, keep what it does not cover."""
+        image = image.to(self.device)
+        known = self.encode(image)
+        begin: Tensor | None = known
+        grid = self._last(grid, order.strength)
+        if order.mask is None:
+            if self.unet.config.inputs != known.shape[1]:
+                raise RequestError("this model was made for masks; give a mask beside the picture")
+            return [replace(self.stage(order, grid, order.size), begin=begin)]
+        mask = (order.mask.to(self.device) > 0).to(image)
+        covered = F.max_pool2d(mask, self.vae.config.factor)  # a latent that the mask touches is drawn
+        if order.strength == 1:
+            begin = None  # nothing of the picture is left at the first step
+        beside: Tensor | None = None
+        if self.unet.config.inputs > known.shape[1]:
+            beside = torch.cat([covered, self.encode(image * (1 - mask))], 1)
+        stage = self.stage(order, grid, order.size, beside=beside)
+        if beside is None:
+            stage = replace(stage, denoise=guidance.kept(stage.denoise, known, covered))
+        return [replace(stage, begin=begin)]
+
+    def stage(
+        self,
+        order: Order,
+        grid: Grid,
+        size: tuple[int, int],
+        *,
+        beside: Tensor | None = None,
+        earlier: int = 0,
+    ) -> DiffusionStage:
+        """Diffusion of latents for pictures of `size` along `grid`."""
+        denoise = self.denoise(order, grid, size, beside=beside, earlier=earlier)
+        factor, channels = self.vae.config.factor, self.vae.config.latents
+        return DiffusionStage(
+            denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
+            grid=grid,
+            sampler=SAMPLERS[order.sampler],
+            shape=(channels, size[0] // factor, size[1] // factor),
+            device=self.device,
+            preview=self.preview,
+            tag=2 if earlier else 0,
+            name="second diffusion" if earlier else "diffusion",
+        )
+
+    # -- the network, bound to a prompt ----------------------------------------------------------------------
+
+    def denoise(
+        self,
+        order: Order,
+        grid: Grid,
+        size: tuple[int, int],
+        *,
+        beside: Tensor | None = None,
+        earlier: int = 0,
+    ) -> Denoise:
+        """(x, t) -> x0, guided. `beside` are further input channels, of networks that inpaint."""
+        if beside is None and self.unet.config.inputs != self.vae.config.latents:
+            raise RequestError("this model was made for masks; give a picture and a mask")
+        if order.guidance < 1:
+            raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        networks = tuple(self.control_network(control.model) for control in order.controls)
+        seen = tuple(
+            network.look(self._condition(control, size))
+            for network, control in zip(networks, order.controls, strict=True)
+        )
+        prompt, negative = parse(order.prompt), parse(order.negative_prompt, compose=False)
+        cache: dict[
+            tuple[tuple[Line, ...], tuple[Line, ...]], tuple[tuple[float, ...], tuple[Said, ...]]
+        ] = {}
+
+        def said(step: int) -> Told:
+            lines = prompt.at(step, grid.steps, earlier=earlier)
+            away = negative.at(step, grid.steps, earlier=earlier)
+            if (lines, away) not in cache:
+                cache[lines, away] = self._said(lines, away, order, size, networks)
+            return cache[lines, away]
+
+        def ask(x: Tensor, timestep: Tensor, told: Said, step: int) -> Tensor:
+            count = len(x) // len(told.context)  # pictures
+            if beside is not None:
+                x = torch.cat([x, beside.to(x).expand(len(x), -1, -1, -1)], 1)
+            x = x.to(self.unet.first.weight.dtype)
+            added = _for_all(told.added, count)
+            total: Control | None = None
+            for network, control, hint, text in zip(
+                networks, order.controls, seen, told.controls, strict=True
+            ):
+                if control.start <= step / grid.steps and (step + 1) / grid.steps <= control.end:
+                    text = _of_all(text, count)
+                    heard = network(x, timestep, text, hint, added=added, weight=control.weight)
+                    total = heard if total is None else total + heard
+            text = _of_all(told.keys_values, count)
+            prediction: Tensor = self.unet(x, timestep, text, added=added, control=total)
+            return prediction.float()
+
+        predict = predictions.v if self.prediction == "v" else predictions.eps
+
+        def branches(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            step = grid.step(float(t[0]))
+            weights, calls = said(step)
+            x0s: list[Tensor] = []
+            for told in calls:
+                rows = len(told.context)
+                several = repeat(x, "b ... -> (r b) ...", r=rows), repeat(t, "b -> (r b)", r=rows)
+                network = partial(ask, told=told, step=step)
+                x0s += predict(network, self.path)(*several).chunk(rows)
+            if len(x0s) == len(weights):  # no guidance: the prompt alone
+                return x0s[0], x0s[0]
+            *conds, uncond = x0s
+            return guidance.composed(conds, weights, uncond), uncond
+
+        return guidance.cfg(branches, order.guidance, rescale=order.rescale)
+
+    def _said(
+        self,
+        lines: Lines,
+        away: Lines,
+        order: Order,
+        size: tuple[int, int],
+        networks: "tuple[ControlNet, ...]",
+    ) -> Told:
+        """A call for neighbours of one length; the negative prompt comes last."""
+        alone = order.guidance == 1 and len(lines) == 1
+        encoded = [
+            self.encoder.encode(line, skip=order.clip_skip, emphasis=order.emphasis)
+            for line in (lines if alone else (*lines, *away))
+        ]
+        if self.zeros and not alone and not order.negative_prompt:
+            last = encoded[-1]
+            empty = None if last.pooled is None else torch.zeros_like(last.pooled)
+            encoded[-1] = Encoded(torch.zeros_like(last.context), empty, last.said)
+        groups: list[list[tuple[Encoded, bool]]] = []
+        for index, one in enumerate(encoded):
+            if groups and groups[-1][0][0].context.shape == one.context.shape:
+                groups[-1].append((one, index < len(lines)))
+            else:
+                groups.append([(one, index < len(lines))])
+        told = []
+        for group in groups:
+            context = torch.cat([one.context for one, _ in group])
+            told.append(
+                Said(
+                    context,
+                    self.unet.text_kv(context),
+                    self._added(group, size),
+                    tuple(network.text_kv(context) for network in networks),
+                )
+            )
+        return tuple(line.weight for line in lines), tuple(told)
+
+    def _added(self, group: list[tuple[Encoded, bool]], size: tuple[int, int]) -> Added | None:
+        """What the XL family is told besides: the pooled text, and sizes in pixels (SDXL, section 2.2)."""
+        config = self.unet.config
+        if not config.pooled:
+            return None
+        pooled = [one.pooled for one, _ in group if one.pooled is not None]
+        if len(pooled) < len(group):
+            raise RequestError("this U-Net wants a pooled text, and its text encoders have no projection")
+        ids = [
+            [*size, 0, 0, *((AESTHETIC[0 if wanted else 1],) if config.sizes == 5 else size)]
+            for _, wanted in group
+        ]
+        return torch.cat(pooled), torch.tensor(ids, dtype=torch.float32, device=self.device)
+
+    def _condition(self, control: ControlOrder, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+        """A control picture in [0, 1], at the size that is drawn."""
+        pixels = control.pixels.to(self.device)
+        if tuple(pixels.shape[2:]) != size:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return ((pixels + 1) / 2).to(self.unet.first.weight.dtype)
+
+    # -- pixels and latents ----------------------------------------------------------------------------------
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Latents of pixels: the mean of the posterior, so that nothing is left to chance."""
+        pixels = pixels.to(self.vae.encoder.first.weight.dtype)
+        large = pixels.shape[2] * pixels.shape[3] > WHOLE
+        posterior = encode_tiled(self.vae, pixels) if large else self.vae.encode(pixels)
+        return self.vae.scaled(posterior.mean).float()
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pixels of latents; in tiles where they are many."""
+        raw = self.vae.unscaled(latents).to(self.vae.encoder.first.weight.dtype)
+        large = raw.shape[2] * raw.shape[3] * self.vae.config.factor**2 > WHOLE
+        return (decode_tiled(self.vae, raw) if large else self.vae.decode(raw)).float()
+
+    def decoder(self) -> ChangeStage:
+        """Latents to pixels."""
+        return ChangeStage(change=self.decode, name="decoder")
+
+    def vae_encoder(self) -> ChangeStage:
+        """Pixels to latents."""
+        return ChangeStage(change=self.encode, name="encoder", pixels=False)
+
+    def preview(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Small pixels without asking the autoencoder."""
+        factors = latents.new_tensor(RGB[0.13025 if self.vae.config.scale_factor == 0.13025 else 0.18215])
+        return torch.einsum("bchw,cr->brhw", latents[:, :4], factors).clamp(-1, 1)
+
+    # -- sizes and steps -------------------------------------------------------------------------------------
+
+    def _rounded(self, size: tuple[int, ...]) -> tuple[int, int]:
+        factor = self.vae.config.factor
+        height, width = (max(factor, round(side / factor) * factor) for side in size)
+        return height, width
+
+    def _fitted(self, order: Order) -> tuple[Order, list[str]]:
+        """The order at a size that the autoencoder can make."""
+        size = self._rounded(order.size)
+        if size == order.size:
+            return order, []
+
+        def fit(pixels: Tensor | None, mode: str) -> Tensor | None:
+            return None if pixels is None else F.interpolate(pixels, size, mode=mode)
+
+        (height, width), factor = order.size, self.vae.config.factor
+        said = f"{width}x{height} was rounded to {size[1]}x{size[0]}: sides are multiples of {factor}"
+        return replace(
+            order, size=size, image=fit(order.image, "bicubic"), mask=fit(order.mask, "nearest")
+        ), [said]
+
+    def _last(self, grid: Grid, strength: float) -> Grid:
+        """The last steps of a grid: the share `strength` of them, rounded down."""
+        steps = min(int(grid.steps * strength), grid.steps)
+        if steps < 1:
+            raise RequestError(
+                f"strength {strength:g} of {grid.steps} steps leaves none to draw; raise one of them"
+            )
+        return grid.part(grid.steps - steps, grid.steps)
+
+    def _count(self, prompt: Prompt, order: Order) -> str:
+        """How many tokens the prompt has, where it is longer than a chunk."""
+        said = [self.encoder.encode(line, skip=order.clip_skip).said for line in prompt.at(0, 1)]
+        return "; ".join(f"the prompt has {one}" for one in said if not one.endswith(" 1 chunk"))
+
+
+def seamless(module: nn.Module, wanted: bool) -> None:
+    """Let every padded convolution look across to the opposite edge, or not (as published)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0):
+            layer.padding_mode = "circular" if wanted else "zeros"
+
+
+def _for_all(added: Added | None, count: int) -> Added | None:
+    """What every row is told, for `count` pictures of each."""
+    if added is None:
+        return None
+    pooled, ids = added
+    return _each(pooled, count), None if ids is None else _each(ids, count)
+
+
+def _of_all(text: tuple[KeysValues, ...], count: int) -> tuple[KeysValues, ...]:
+    return text if count == 1 else tuple((_each(k, count), _each(v, count)) for k, v in text)
+
+
+def _each(rows: Tensor, count: int) -> Tensor:
+    return repeat(rows, "r ... -> (r b) ...", b=count)

@@ -1,0 +1,44 @@
+"""From a name, a file or a folder to a pipeline that draws."""
+
+from os.path import exists
+from pathlib import Path
+
+from limner.errors import RequestError, WeightsError
+from limner.families import FAMILIES
+from limner.families.base import Wishes
+from limner.pipeline.run import Pipeline
+from limner.util.devices import pick_device
+from limner.util.suggest import suggestion
+from limner.weights import hub
+
+
+def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = Wishes()) -> Pipeline:
+    """A model ready to draw.
+
+    Args:
+        model: "mini", a folder or single file of a published model, a folder of your own training, or a hub
+            id such as "owner/name".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        wishes: types, variants, and folders of LoRAs and learned words, for published models.
+
+    Raises:
+        RequestError: no such model. WeightsError: its files do not fit. ConfigError: no such device.
+    """
+    at = pick_device(device)
+    name = str(model)
+    built_in = FAMILIES[name].folder if name in FAMILIES else None
+    if built_in is not None:
+        return Pipeline(FAMILIES[name].load(built_in, at, wishes), name)
+    path = hub.fetch(name, wishes.variant) if hub.is_id(name) else Path(model)
+    if not exists(path):  # noqa: PTH110  # that of Path fails where a name is too long for a path
+        offered = [family for family in FAMILIES if FAMILIES[family].folder]
+        raise RequestError(
+            f'there is no model "{name}", nor a file or folder of that name{suggestion(name, offered)}'
+        )
+    for family in FAMILIES.values():
+        if family.knows(path):
+            return Pipeline(family.load(path, at, wishes), name)
+    raise WeightsError(
+        f"{path} holds no model: there is neither base.safetensors, as of your own training, nor "
+        "model_index.json, as diffusers saves models"
+    )

@@ -1,0 +1,89 @@
+"""From a request to what a model is given: pictures become pixels, masks fade."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageChops, ImageOps
+from torch import Tensor
+
+from limner.errors import RequestError
+from limner.families.base import ControlOrder, Order
+from limner.pipeline.picture import Picture
+from limner.pipeline.request import Request
+from limner.util.images import pixels_from_images
+
+
+def order_of(request: Request) -> Order:
+    """What a model is given of a request with every choice made; its pictures at the size to be drawn."""
+    assert request.steps is not None  # resolved, as all of them
+    assert request.guidance is not None
+    assert request.sampler is not None
+    assert request.size is not None
+    return Order(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        guidance=request.guidance,
+        sampler=request.sampler,
+        size=request.size,
+        style=request.style,
+        grid=request.grid,
+        image=None if request.image is None else _pixels(request.image, request.size),
+        strength=request.strength,
+        mask=None if request.mask is None else _mask(request.mask, request.size, request.feather),
+        controls=tuple(
+            ControlOrder(
+                pixels=_pixels(control.image, request.size),
+                model=control.model,
+                weight=control.weight,
+                start=control.start,
+                end=control.end,
+            )
+            for control in request.controls
+        ),
+        enlarge=request.enlarge,
+        enlarge_strength=request.enlarge_strength,
+        refiner=request.refiner,
+        refine_from=request.refine_from,
+        tiling=request.tiling,
+        clip_skip=request.clip_skip,
+        emphasis=request.emphasis,
+        rescale=request.rescale,
+    )
+
+
+def _pixels(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+    """A picture at the size to be drawn, filled and cut in the middle where its shape is another."""
+    return pixels_from_images([ImageOps.fit(picture.image, size[::-1], Image.Resampling.LANCZOS)])
+
+
+def _mask(picture: Picture, size: tuple[int, int], feather: int) -> Float[Tensor, "1 1 h w"]:
+    """1 where to draw and 0 where to keep; with transparency, what is transparent is drawn. It fades outwards
+    over `feather` pixels, so that all of what was marked is drawn anew."""
+    image = picture.image
+    marked = ImageChops.invert(image.getchannel("A")) if image.mode == "RGBA" else image.convert("L")
+    levels = np.asarray(ImageOps.fit(marked, size[::-1], Image.Resampling.BILINEAR))
+    mask = rearrange(torch.from_numpy(levels > 127), "h w -> 1 1 h w").float()
+    if not mask.any():
+        raise RequestError("the mask marks nothing: white, or what is transparent, is where to draw")
+    radius = min(-(-feather // 2), min(size) // 2)
+    for kernel, around in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        mask = F.max_pool2d(mask, kernel, 1, around)  # wider by the radius ...
+    for kernel, around in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        mask = F.avg_pool2d(mask, kernel, 1, around, count_include_pad=False)  # ... and blurred by it
+    return mask
+
+
+def cut_out(images: tuple[Image.Image, ...], order: Order) -> tuple[Image.Image, ...]:
+    """What the mask keeps becomes transparent."""
+    assert order.mask is not None  # a request that is transparent has one
+    levels = (order.mask[0, 0] * 255).round().to(torch.uint8).numpy()
+    alpha = Image.fromarray(levels)
+    cut = []
+    for image in images:
+        layer = image.convert("RGBA")
+        layer.putalpha(alpha.resize(image.size))
+        cut.append(layer)
+    return tuple(cut)

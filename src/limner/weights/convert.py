@@ -1,0 +1,111 @@
+"""From one way of writing a model to another, and out of pickles: `limner convert`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from limner.errors import WeightsError
+from limner.text.clip_tokenizer import CLIPTokenizer
+from limner.weights import detect, folders, single_file
+from limner.weights.header import refuse_pickle
+from limner.weights.parts import MODELS, TEXT, Model
+from limner.weights.unpickle import copy_tensors
+
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def convert(
+    path: Path,
+    out: Path | None = None,  # None: beside `path`, under a name of its own
+    *,
+    to: Literal["folder", "single"]
+    | None = None,  # None: a pickle becomes safetensors, with the names it has
+    dtype: str | None = None,  # one of TYPES; None: as stored
+    prediction: str | None = None,  # "eps" or "v", where the file does not say it
+    models: Sequence[Model] = MODELS,
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the model at `path` again; returns where, and what is to be said about it. A pickle is read by
+    `unpickle.copy_tensors`, which runs nothing.
+
+    Raises WeightsError when something stands at `out` already, and for what cannot be read or recognised.
+    """
+    if dtype is not None and dtype not in TYPES:
+        raise WeightsError(f"unknown type {dtype!r}; use {', '.join(TYPES)}")
+    if _pickled(path):
+        plain = path.with_suffix(".safetensors")
+        target = plain if to is not None or out is None else out
+        _free(target)
+        skipped = copy_tensors(path, target)
+        notices = (f"left out, as no tensors: {', '.join(skipped)}",) if skipped else ()
+        if to is None and dtype is None:
+            return target, notices
+        try:
+            written, more = convert(
+                target, out, to=to or "single", dtype=dtype, prediction=prediction, models=models
+            )
+        finally:
+            target.unlink()
+        return written, notices + more
+    found = detect.identify(path, prediction=prediction, models=models)
+    to = to or found.layout
+    suffix = f"-{dtype}" if dtype else ""
+    stem = path.name if path.is_dir() else path.stem
+    target = out or path.with_name(f"{stem}{suffix}" + (".safetensors" if to == "single" else ""))
+    _free(target)
+    kind = TYPES[dtype] if dtype else None
+    tensors = {
+        part.folder: {
+            name: tensor.to(kind) if tensor.is_floating_point() else tensor
+            for name, tensor in detect.ours(found, part.folder).items()
+        }
+        for part in found.model.parts
+    }
+    if to == "single":
+        single_file.write(target, found.model, tensors, prediction=found.prediction)
+    else:
+        extras = folders.extras(path) if path.is_dir() else tokenizers(found.model)
+        folders.write(target, found.model, tensors, prediction=found.prediction, extras=extras)
+    return target, found.notices
+
+
+def tokenizers(model: Model) -> dict[str, bytes]:
+    """The files of a CLIP tokenizer for each text encoder of `model`, by their place in a diffusers
+    folder."""
+    state = json.loads(CLIPTokenizer()._model.to_str())["model"]
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in state["merges"])]) + "\n"
+    files: dict[str, bytes] = {}
+    for part in model.parts:
+        if part.kind is not TEXT:
+            continue
+        folder = part.folder.replace("text_encoder", "tokenizer")
+        begin, end = "<|startoftext|>", "<|endoftext|>"
+        said = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": part.config.length,
+            "bos_token": begin,
+            "eos_token": end,
+            "unk_token": end,
+            "pad_token": end if part.config.activation == "quick_gelu" else "!",  # OpenCLIP's is 0
+        }
+        files[f"{folder}/vocab.json"] = json.dumps(state["vocab"], ensure_ascii=False).encode()
+        files[f"{folder}/merges.txt"] = merges.encode()
+        files[f"{folder}/tokenizer_config.json"] = json.dumps(said, indent=2).encode()
+    return files
+
+
+def _pickled(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        refuse_pickle(path)
+    except WeightsError:
+        return True
+    return False
+
+
+def _free(path: Path) -> None:
+    if path.exists():
+        raise WeightsError(f"{path} exists already; choose another place")

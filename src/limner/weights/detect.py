@@ -1,0 +1,224 @@
+"""What a file or folder is: decided by the names and shapes of all its tensors, never by a file's name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limner.errors import WeightsError
+from limner.weights import files, folders, header, single_file
+from limner.weights.keymap import KeyMap, listing, our_names, to_ours, to_theirs
+from limner.weights.parts import MODELS, Model, Part
+from limner.weights.settings import differing
+
+Layout = Literal["folder", "single"]
+Shapes = dict[str, tuple[int, ...]]
+TELLING = {
+    "folder": ("conv_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"),
+    "single": (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Found:
+    """A model on the disk, recognised and not loaded yet."""
+
+    model: Model
+    path: Path
+    layout: Layout
+    tensors: Mapping[str, Mapping[str, Tensor]]  # part -> its tensors under published names, memory-mapped
+    prediction: str  # what its U-Net predicts: "eps" or "v"
+    notices: tuple[str, ...]  # to be shown to whoever draws
+    metadata: Mapping[str, str]  # of a single file
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """How tensors differ from what a part should hold, by published names."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    shapes: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.count)
+
+    @property
+    def count(self) -> int:
+        return len(self.missing) + len(self.unknown) + len(self.shapes)
+
+    def __str__(self) -> str:
+        told = (("missing", self.missing), ("unknown", self.unknown), ("of another shape", self.shapes))
+        return "; ".join(f"{len(names)} {what}: {listing(names)}" for what, names in told if names)
+
+
+def identify(
+    path: Path,
+    *,
+    prediction: str | None = None,  # "eps" or "v": what the user says; None: what the file says
+    variant: str | None = None,  # of a folder's files, such as "fp16"
+    models: Sequence[Model] = MODELS,
+) -> Found:
+    """Which of `models` lies at `path`, a diffusers folder or a single file in the original naming.
+
+    Raises WeightsError for a pickle, for a broken file, and for what is none of them: then with the model
+    that it resembles most and the names that differ.
+    """
+    if path.is_dir():
+        folder = folders.read(path, variant)
+        model = _model(path, "folder", folder.tensors, models)
+        _check_settings(path, model, folder)
+        said, where = folder.prediction, "its folder"
+        tensors, metadata, notices = folder.tensors, {}, list(folder.notices)
+    else:
+        whole = files.read(path)
+        metadata = header.read_metadata(path)
+        model = _model(path, "single", whole, models)
+        tensors, notices = single_file.split(model, whole)[0], []
+        said, where = single_file.prediction(path, whole, metadata)
+        if any(name.startswith("model_ema.") for name in whole):
+            notices.append(f"{path.name} holds averaged weights as well; they are left aside")
+    if prediction and said and prediction != said:
+        notices.append(f"{where} says that the model predicts {said}; drawn with {prediction}, as asked")
+    if not prediction and not said and model.predictions[0] != "eps":
+        first, second = model.predictions
+        notices.append(
+            f"{path.name} does not say whether it predicts {first} or {second}; {first} is assumed, which is "
+            f"right for {model.title} at {model.size} pixels. If pictures are noise, ask for {second}"
+        )
+    found = prediction or said or model.predictions[0]
+    if found not in model.predictions:
+        raise WeightsError(f"a {model.title} predicts {' or '.join(model.predictions)}, not {found!r}")
+    return Found(
+        model=model,
+        path=path,
+        layout="folder" if path.is_dir() else "single",
+        tensors=tensors,
+        prediction=found,
+        notices=tuple(notices),
+        metadata=metadata,
+    )
+
+
+def load(
+    found: Found, name: str, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The part called `name` ("unet", "vae", "text_encoder" ...), ready to be asked. `dtype` None: as
+    stored."""
+    return files.fill(
+        found.model.part(name).build, ours(found, name), f"{found.path} ({name})", device=device, dtype=dtype
+    )
+
+
+def ours(found: Found, name: str) -> dict[str, Tensor]:
+    """The tensors of the part called `name` under our names, as stored."""
+    keys = keys_of(found.model.part(name), found.layout)
+    return to_ours(keys, found.tensors[name], f"{found.path} ({name})")
+
+
+@lru_cache(maxsize=32)
+def keys_of(part: Part, layout: Layout) -> KeyMap:
+    """The key map of a part."""
+    return (
+        part.kind.folder_keys(part.config)
+        if layout == "folder"
+        else part.single_keys(part.config, part.prefix)
+    )
+
+
+def manifest(part: Part, layout: Layout) -> Shapes:
+    """Names and shapes of the tensors that a part has in a layout."""
+    theirs = to_theirs(keys_of(part, layout), files.empty(part.build).state_dict())
+    return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+
+
+def differences(part: Part, layout: Layout, tensors: Mapping[str, Tensor]) -> Differences:
+    """What keeps `tensors` from being just this part."""
+    keys, wanted = keys_of(part, layout), _wanted(part)
+    known = our_names(keys, tensors)
+    unknown = [name for name, found in known.items() if found is None]
+    held = {name: torch.empty(tensors[name].shape, device="meta") for name, found in known.items() if found}
+    covered = {our for name in held for our in known[name] or ()}
+    missing = [name for name in manifest(part, layout) if name not in held] if set(wanted) - covered else []
+    expected = our_names(keys, missing)
+    missing = [name for name in missing if not set(expected[name] or ()) <= covered]
+    shapes = [f"{name} {tuple(held[name].shape)}" for name in _misshapen(keys, held, wanted)]
+    return Differences(tuple(missing), tuple(unknown), tuple(shapes))
+
+
+def _misshapen(keys: KeyMap, tensors: Mapping[str, Tensor], wanted: Shapes) -> list[str]:
+    def fit(some: Mapping[str, Tensor]) -> bool:
+        try:
+            return all(tuple(t.shape) == wanted.get(name) for name, t in to_ours(keys, some, "").items())
+        except WeightsError:
+            return False
+
+    return [] if fit(tensors) else [name for name, tensor in tensors.items() if not fit({name: tensor})]
+
+
+@lru_cache(maxsize=32)
+def _wanted(part: Part) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in files.empty(part.build).state_dict().items()}
+
+
+def _model(
+    path: Path,
+    layout: Layout,
+    tensors: Mapping[str, Mapping[str, Tensor]] | Mapping[str, Tensor],
+    models: Sequence[Model],
+) -> Model:
+    best: tuple[int, Model, str] | None = None
+    for model in sorted(models, key=lambda model: _unlike(model, layout, tensors)):
+        found, strange = _apart(model, tensors)
+        problems = {
+            part.folder: differences(part, layout, found.get(part.folder, {})) for part in model.parts
+        }
+        count = len(strange) + sum(found.count for found in problems.values())
+        if not count:
+            return model
+        told = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+        told += [f"of no part: {listing(strange)}"] if strange else []
+        if best is None or count < best[0]:
+            best = count, model, ". ".join(told)
+    if best is None:
+        raise WeightsError(f"{path} cannot be compared with any model")
+    raise WeightsError(
+        f"{path} is no model that Limner knows. It resembles {best[1].title} most, but: {best[2]}"
+    )
+
+
+def _unlike(model: Model, layout: Layout, tensors: Mapping[str, object]) -> int:
+    """How many of the U-Net's two telling tensors are not there. It only settles what is compared first."""
+    config = model.part("unet").config
+    held = _apart(model, tensors)[0].get("unet", {})
+    shapes = (config.channels[0], config.inputs, 3, 3), (config.channels[-1], config.context)
+    return sum(
+        name not in held or tuple(held[name].shape) != shape
+        for name, shape in zip(TELLING[layout], shapes, strict=True)
+    )
+
+
+def _apart(model: Model, tensors: Mapping[str, object]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Tensors by part, and what is of no part. Those of a folder come by part already."""
+    if all(isinstance(value, Tensor) for value in tensors.values()):
+        return single_file.split(model, tensors)  # type: ignore[arg-type]
+    names = {part.folder for part in model.parts}
+    return tensors, [name for name in tensors if name not in names]  # type: ignore[return-value]
+
+
+def _check_settings(path: Path, model: Model, folder: folders.Folder) -> None:
+    """Shapes do not tell the number of heads and the like, so config.json has to agree."""
+    for part in model.parts:
+        wrong = differing(part.kind.settings(part.config), dict(folder.settings[part.folder]))
+        told = ", ".join(f"{key} is {theirs!r}, not {ours!r}" for key, (ours, theirs) in wrong.items())
+        if wrong:
+            raise WeightsError(
+                f"{path / part.folder}: tensors as of a {model.title}, but in config.json {told}"
+            )

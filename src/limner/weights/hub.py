@@ -1,0 +1,105 @@
+"""Models by their id on the Hugging Face hub, "owner/name" or "owner/name@revision", as folders on this disk.
+
+Of a repository only the safetensors of one variant, the settings and the tokenizers are fetched; pickles
+never.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from limner.errors import WeightsError
+from limner.weights.folders import INDEX, STEMS
+
+ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,100}))?")
+SMALL = ("config.json", "scheduler_config.json", "tokenizer/*", "tokenizer_2/*", "tokenizer_3/*")
+
+
+def is_id(model: str) -> bool:
+    """Whether `model` is spelled like a hub id and is nothing on this disk."""
+    return ID.fullmatch(model) is not None and ".." not in model and not Path(model).exists()
+
+
+def fetch(model: str, variant: str | None = None) -> Path:
+    """The folder of the hub model `model`, fetched where it is not here yet. With HF_HUB_OFFLINE=1, or
+    without a connection, only what was fetched before is looked at.
+
+    Raises WeightsError when the id is none, is unknown or closed to this user, has no safetensors, or
+    cannot be reached.
+    """
+    spelled = ID.fullmatch(model)
+    if spelled is None or ".." in model:
+        raise WeightsError(f"{model!r} is no hub id; those are spelled owner/name or owner/name@revision")
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    name, revision = spelled.groups()
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return _here(model, snapshot_download(name, revision=revision, local_files_only=True))
+        try:
+            names = HfApi().list_repo_files(name, revision=revision)
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
+            raise
+        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):  # no connection, or a bad one
+            return _here(model, snapshot_download(name, revision=revision, local_files_only=True))
+        return _here(
+            model, snapshot_download(name, revision=revision, allow_patterns=wanted(model, names, variant))
+        )
+    except errors.GatedRepoError:
+        raise WeightsError(
+            f"{model} is open to people who accepted its terms: do so on its page, then run `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise WeightsError(f"{name} has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise WeightsError(
+            f"there is no {name} on the hub, or it is private; `hf auth login` shows yours"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise WeightsError(
+            f"{model} is not on this disk, and the hub cannot be reached; fetch it once while online"
+        ) from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise WeightsError(f"fetching {model} failed: {str(error).splitlines()[0][:200]}") from None
+
+
+def wanted(model: str, names: Sequence[str], variant: str | None) -> list[str]:
+    """Which files of a repository are needed: settings, tokenizers, and each part's safetensors in `variant`.
+
+    Raises WeightsError when it is no diffusers folder or has no such safetensors.
+    """
+    if INDEX not in names:
+        raise WeightsError(
+            f"{model} is no diffusers repository (it has no {INDEX}); fetch a file of it by hand"
+        )
+    small = [
+        n
+        for n in names
+        if n == INDEX or n.endswith(SMALL[:2]) or n.startswith(("tokenizer/", "tokenizer_2/"))
+    ]
+    kinds: dict[str, list[str]] = {}
+    dot = f".{variant}" if variant else ""
+    shape = re.compile(
+        rf"([\w-]+)/({'|'.join(STEMS)})({re.escape(dot)}(-\d+-of-\d+)?\.safetensors|\.safetensors\.index{re.escape(dot)}\.json)"
+    )
+    for name in names:
+        if match := shape.fullmatch(name):
+            kinds.setdefault(match[1], []).append(name)
+    if not kinds:
+        there = sorted({n.split(".")[-2] for n in names if n.count(".") == 2 and n.endswith(".safetensors")})
+        more = f"; there are the variants {', '.join(there)}" if there else ""
+        raise WeightsError(
+            f"{model} has no safetensors{f' of the variant {variant!r}' if variant else ''}{more}"
+        )
+    skipped = ("safety_checker/", "image_encoder/")
+    return [
+        n
+        for n in small + [file for group in kinds.values() for file in group]
+        if not n.startswith(skipped) and not n.endswith(".bin")
+    ]
+
+
+def _here(model: str, folder: str) -> Path:
+    if not (Path(folder) / INDEX).is_file():
+        raise WeightsError(f"{model} is not wholly on this disk; fetch it once while online")
+    return Path(folder)

@@ -1,0 +1,209 @@
+"""LoRA files, however they are spelled, over the networks of a model.
+
+kohya       lora_unet_down_blocks_0_attentions_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha
+            lora_te_..., lora_te1_..., lora_te2_...; for XL also in the naming of single files
+diffusers   unet.down_blocks.0...to_q.lora.down.weight, .lora_A.weight, text_encoder..., text_encoder_2...
+            and the oldest: unet....attn1.processor.to_q_lora.down.weight
+PEFT        base_model.model.down_blocks.0...to_q.lora_A.weight; alpha in adapter_config.json
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from limner.errors import WeightsError
+from limner.nn import lora
+from limner.nn.lora import Update
+from limner.weights import files, header
+from limner.weights.keymap import KeyMap, listing, to_theirs
+
+PARTS = {  # how a spelled name begins -> the part of the model; the longest first
+    "lora_unet_": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te_": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder.": "text_encoder",
+    "unet.": "unet",
+    "base_model.model.": "",  # any part that has such a layer
+}
+SIDES = {
+    "lora_down.weight": "down",
+    "lora.down.weight": "down",
+    "lora_A.weight": "down",
+    "lora_A.default.weight": "down",
+    "lora_linear_layer.down.weight": "down",
+    "lora_up.weight": "up",
+    "lora.up.weight": "up",
+    "lora_B.weight": "up",
+    "lora_B.default.weight": "up",
+    "lora_linear_layer.up.weight": "up",
+    "alpha": "alpha",
+}
+OLDEST = re.compile(r"(.*)\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoRA:
+    """A file: updates by part and by the layer's name as it is spelled there."""
+
+    path: Path
+    updates: Mapping[tuple[str, str], Update]  # (part, or "" where the file does not say; name)
+    metadata: Mapping[str, str]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that occur, in order."""
+        return tuple(sorted({update.rank for update in self.updates.values()}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A network that can be updated, and what its layers are called elsewhere."""
+
+    network: nn.Module
+    names: Mapping[str, str]  # published name of a layer, with dots or with underscores -> ours
+
+
+def place(network: nn.Module, *maps: KeyMap) -> Place:
+    """A network whose layers may be called as in any of the published namings `maps`. To be made before the
+    first update is attached."""
+    names: dict[str, str] = {}
+    for ours, module in network.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        for keys in maps:
+            try:
+                (theirs,) = to_theirs(keys, {f"{ours}.weight": module.weight.to("meta")})
+            except WeightsError:  # one of several layers that lie in a single tensor there
+                continue
+            known = theirs.removesuffix(".weight")
+            for name in (known, known.removeprefix("text_model.")):
+                names.setdefault(name, ours)
+                names.setdefault(name.replace(".", "_"), ours)
+    return Place(network, names)
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether every tensor's name is one that LoRA files have."""
+    every = [_split(name) for name in names]
+    return bool(every) and all(split is not None for split in every)
+
+
+def read(path: Path) -> LoRA:
+    """The updates in a LoRA file. Raises WeightsError with the names of what is none, such as the tensors of
+    LoHa, LoKr and DoRA, and of those that lack their other half."""
+    tensors = files.read(path)
+    metadata = header.read_metadata(path)
+    halves: dict[tuple[str, str], dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        if (split := _split(name)) is None:
+            unknown.append(name)
+        else:
+            halves.setdefault(split[:2], {})[split[2]] = tensor
+    if unknown or not halves:
+        raise WeightsError(
+            f"{path} is no LoRA that Limner can read; of no known spelling: {listing(unknown) or 'nothing'}"
+        )
+    if single := [name for (_, name), found in halves.items() if not {"down", "up"} <= set(found)]:
+        raise WeightsError(f"{path} has one half only of {listing(single)}")
+    settings = _settings(path, metadata)
+    updates = {key: _update(path, key, found, settings) for key, found in halves.items()}
+    return LoRA(path, updates, metadata)
+
+
+def attach(
+    file: LoRA,
+    places: Mapping[str, Place],
+    name: str,
+    weight: float = 1.0,
+    text_weight: float | None = None,  # None: as `weight`
+) -> tuple[str, ...]:
+    """Lay the updates of `file` over `places`, {"unet": ..., "text_encoder": ...}, under `name`;
+    `nn.lora.set_weight` and `detach` take it from there.
+
+    Returns the names, as spelled in the file, that no network has. Raises WeightsError, and changes nothing,
+    when none is known or a shape does not fit.
+    """
+    found: dict[str, dict[str, Update]] = {part: {} for part in places}
+    unmatched = []
+    for (part, spelled), update in file.updates.items():
+        candidates = [part] if part else list(places)
+        known = [p for p in candidates if p in places and spelled in places[p].names]
+        if known:
+            found[known[0]][places[known[0]].names[spelled]] = update
+        else:
+            unmatched.append(f"{part}: {spelled}" if part else spelled)
+    if not any(found.values()):
+        raise WeightsError(f"{file.path} fits no part of this model; it would update {listing(unmatched)}")
+    done: list[str] = []
+    try:
+        for part, updates in found.items():
+            of_text = part.startswith("text") and text_weight is not None
+            lora.attach(places[part].network, name, updates, text_weight if of_text else weight)  # type: ignore[arg-type]
+            done.append(part)
+    except WeightsError as error:
+        for part in done:
+            lora.detach(places[part].network, name)
+        raise WeightsError(f"{file.path}: {error}") from None
+    return tuple(sorted(unmatched))
+
+
+def _split(name: str) -> tuple[str, str, str] | None:
+    """(part, layer, "down", "up" or "alpha") of a tensor's name, or None."""
+    if old := OLDEST.fullmatch(name):
+        layer, side = f"{old[1]}.{'to_out.0' if old[2] == 'to_out' else old[2]}", old[3]
+    else:
+        ending = next((ending for ending in SIDES if name.endswith("." + ending)), None)
+        if ending is None:
+            return None
+        layer, side = name.removesuffix("." + ending), SIDES[ending]
+    for start, part in PARTS.items():
+        if layer.startswith(start):
+            inner = layer.removeprefix(start)
+            return part, inner.removeprefix("base_model.model."), side
+    return ("", layer, side) if "." in layer else None
+
+
+def _update(
+    path: Path, key: tuple[str, str], found: Mapping[str, Tensor], settings: Mapping[str, object]
+) -> Update:
+    down, up, alpha = found["down"], found["up"], found.get("alpha")
+    if (
+        {down.ndim, up.ndim} - {2, 4}
+        or down.shape[0] != up.shape[1]
+        or (alpha is not None and alpha.numel() != 1)
+    ):
+        raise WeightsError(
+            f"{path}: the halves of {key[1]} are {tuple(down.shape)} and {tuple(up.shape)}; they do not fit"
+        )
+    part, layer = key
+    said = settings.get(f"{part}.lora_alpha", settings.get("lora_alpha"))
+    pattern = settings.get(f"{part}.alpha_pattern", settings.get("alpha_pattern"))
+    if isinstance(pattern, dict):
+        said = next((value for name, value in pattern.items() if f".{layer}".endswith(f".{name}")), said)
+    if alpha is not None:
+        return Update(down, up, float(alpha.to(torch.float32)))
+    return Update(down, up, float(said) if isinstance(said, int | float) else None)
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, object]:
+    """What PEFT says beside the tensors: in the metadata, or in adapter_config.json."""
+    beside = path.with_name("adapter_config.json")
+    try:
+        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError):
+        said = {}
+    if not said and path.stem == "adapter_model" and beside.is_file():
+        said = files.read_json(beside)
+    settings: dict[str, object] = said if isinstance(said, dict) else {}
+    odd = [key for key, value in settings.items() if key.endswith(("use_rslora", "use_dora")) and value]
+    if odd:
+        raise WeightsError(f"{path} needs {listing(odd)}, unknown to Limner")
+    return settings

@@ -1,0 +1,80 @@
+"""Single files in the original naming of LDM and SGM: all parts of a model, each under its prefix."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from limner.weights import files
+from limner.weights.keymap import KeyMap, Rule, our_names, to_theirs
+from limner.weights.parts import Model
+
+LEFT: KeyMap = tuple(  # what training left in files, and marks without numbers
+    Rule(name, None)
+    for name in (
+        "model_ema.{rest*}",  # a second, averaged copy; the published programs draw with the first
+        "betas",
+        "alphas_{rest*}",
+        "sqrt_{rest*}",
+        "log_one_minus_alphas_cumprod",
+        "posterior_{rest*}",
+        "lvlb_weights",
+        "logvar",
+        "scale_factor",
+        "global_step",
+        "denoiser.sigmas",
+        "model.decay",
+        "model.num_updates",
+        "cond_stage_model.logit_scale",
+        "v_pred",  # the model predicts v
+        "ztsnr",  # and was trained down to no signal at all
+    )
+)
+
+
+def split(model: Model, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """{part: its tensors, prefix and all}, and the names that belong to no part of `model`."""
+    parts: dict[str, dict[str, Tensor]] = {part.folder: {} for part in model.parts}
+    rest = []
+    for name, tensor in tensors.items():
+        part = next((part for part in model.parts if name.startswith(part.prefix)), None)
+        if part is not None:
+            parts[part.folder][name] = tensor
+        else:
+            rest.append(name)
+    return parts, [name for name, found in our_names(LEFT, rest).items() if found is None]
+
+
+def write(
+    path: Path,
+    model: Model,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    prediction: str = "eps",
+) -> None:
+    """Write `model` with `tensors`, {part: tensors under our names}, as one file. What it predicts is
+    said in the metadata, in the words of ModelSpec 1.0."""
+    theirs: dict[str, Tensor] = {}
+    for part in model.parts:
+        theirs |= to_theirs(part.single_keys(part.config, part.prefix), tensors[part.folder])
+    said = {"v": "v", "eps": "epsilon"}.get(prediction, prediction)
+    files.save(
+        theirs, path, {"format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.prediction_type": said}
+    )
+
+
+def prediction(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, str]:
+    """What the networks of a file predict, "eps" or "v", and where that is written: a mark among its tensors,
+    its metadata, or a .yaml beside it. (None, "") when nothing says it."""
+    if "v_pred" in set(names):
+        return "v", "a mark in the file"
+    said = metadata.get("modelspec.prediction_type", "").lower()
+    if said in ("v", "epsilon"):
+        return ("v" if said == "v" else "eps"), "the file's metadata"
+    beside = path.with_suffix(".yaml")
+    if beside.is_file():
+        with beside.open("rb") as file:
+            lines = file.read(1_000_000).decode("utf-8", "replace").splitlines()
+        settings = {line.split("#")[0].replace('"', "").replace("'", "").strip() for line in lines}
+        return ("v" if "parameterization: v" in settings else "eps"), beside.name
+    return None, ""
