@@ -409,3 +409,16 @@ def test_other_sizes_are_rounded_and_said(sd1: Pair) -> None:
 def test_what_it_cannot_do(sd1: Pair, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         sd1.model.plan(replace(ORDER, **change)).stages[0].run(None, NoiseSource([0])).__next__()
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 45)])
+def test_what_a_mask_keeps_is_kept_at_any_size(sd1: Pair, size: tuple[int, int]) -> None:
+    original = pixels()[:, :, : size[0], : size[1]]
+    covered = mask()[:, :, : size[0], : size[1]]
+    plan = sd1.model.plan(replace(ORDER, size=size, image=original, mask=covered, strength=0.5))
+    assert plan.notices == ()
+    drawn = ours(sd1, replace(ORDER, size=size, image=original, mask=covered, strength=0.5))
+    assert drawn.shape == original.shape
+    outside = covered[0, 0] == 0
+    assert torch.equal(drawn[:, :, outside], original[:, :, outside])
+    assert not torch.equal(drawn, original)

@@ -41,6 +41,12 @@ def imagine(
         Path | None, typer.Option(help="White where to draw, black what to keep of --image.")
     ] = None,
     feather: Annotated[int, typer.Option(help="Pixels over which the mask fades.")] = 4,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM", help="Draw on around --image, so many pixels at each side."
+        ),
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,6 +71,9 @@ def imagine(
     rescale: Annotated[float, typer.Option(help="Of guidance, 0 to 1, against overexposure.")] = 0.0,
     loras: Annotated[Path | None, typer.Option(help="Folder of LoRAs for <lora:NAME:WEIGHT>.")] = None,
     embeddings: Annotated[Path | None, typer.Option(help="Folder of learned words.")] = None,
+    preview_by: Annotated[
+        Path | None, typer.Option(help="A TAESD to watch pictures by, instead of rough colours.")
+    ] = None,
     prediction: Annotated[
         str | None, typer.Option(help="eps or v, where a published file does not say it.")
     ] = None,
@@ -90,7 +99,7 @@ def imagine(
     from limner.families.base import Wishes
     from limner.pipeline.load import load
     from limner.pipeline.picture import Picture
-    from limner.pipeline.request import Request, parse_size
+    from limner.pipeline.request import Request, parse_sides, parse_size
 
     request = Request(
         prompt=prompt,
@@ -107,6 +116,7 @@ def imagine(
         strength=strength,
         mask=None if mask is None else Picture.open(mask),
         feather=feather,
+        extend=(0, 0, 0, 0) if extend is None else parse_sides(extend),
         controls=tuple(_control(text) for text in control or []),
         enlarge=enlarge,
         enlarge_strength=enlarge_strength,
@@ -118,7 +128,14 @@ def imagine(
         emphasis=emphasis,
         rescale=rescale,
     )
-    wishes = Wishes(prediction=prediction, variant=variant, dtype=dtype, loras=loras, embeddings=embeddings)
+    wishes = Wishes(
+        prediction=prediction,
+        variant=variant,
+        dtype=dtype,
+        loras=loras,
+        embeddings=embeddings,
+        preview=preview_by,
+    )
     err = console()
     steps_of = load(model, device=device, wishes=wishes).generate(request)
     result = watch(steps_of, err, show=not (quiet or as_json), preview=preview)

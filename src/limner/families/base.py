@@ -104,6 +104,7 @@ class Wishes:
     dtype: str | None = None  # one of TYPES; None: bfloat16 where the device is fast in it, else float32
     loras: Path | None = None  # folder of the files that <lora:NAME:WEIGHT> names; None: there are none
     embeddings: Path | None = None  # folder of learned words (textual inversion); None: there are none
+    preview: Path | None = None  # a TAESD, to watch pictures by; None: rough colours
 
     def __post_init__(self) -> None:
         if self.prediction not in (None, "eps", "v"):

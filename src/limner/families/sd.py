@@ -31,6 +31,7 @@ from limner.text.prompt import Line, Lora, Prompt, parse
 
 if TYPE_CHECKING:
     from limner.models.controlnet import ControlNet
+    from limner.models.tiny_vae import TinyVAE
 
 WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once on its own; larger pictures go in tiles
 AESTHETIC = (
@@ -81,6 +82,7 @@ class StableDiffusion:
     control_network: Callable[[str], "ControlNet"]  # by file or folder; raises WeightsError
     companion: Callable[[str], "StableDiffusion"]  # another model by file or folder; raises WeightsError
     adapt: Callable[[tuple[Lora, ...]], None]  # puts exactly these LoRAs in place; raises RequestError
+    small_decoder: "TinyVAE | None" = None  # to be watched by; None: each latent is one pixel
 
     # -- the way of a request --------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class StableDiffusion:
         """The stages of an order. Raises RequestError for what this model cannot do."""
         if order.style is not None:
             raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
-        order, notices = self._fitted(order)
+        asked, (order, notices) = order, self._fitted(order)
         prompt = parse(order.prompt)
         loras, warnings = prompt.loras()
         self.adapt(loras)
@@ -107,8 +109,8 @@ class StableDiffusion:
             rest = self._last(grid, order.enlarge_strength)
             stages += [resize(size), self.vae_encoder(), *self._passes(second, rest, size, order.steps)]
             stages.append(self.decoder())
-        if order.image is not None and order.mask is not None and order.enlarge == 1:
-            stages.append(paste(order.image.to(self.device), order.mask.to(self.device)))
+        if asked.image is not None and asked.mask is not None and order.enlarge == 1:
+            stages.append(paste(asked.image.to(self.device), asked.mask.to(self.device)))
         told = [self._count(prompt, order)]
         return Plan(
             stages=tuple(stages),
@@ -330,7 +332,9 @@ class StableDiffusion:
         return ChangeStage(change=self.encode, name="encoder", pixels=False)
 
     def preview(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Small pixels without asking the autoencoder."""
+        """Pixels without asking the autoencoder."""
+        if self.small_decoder is not None:
+            return self.small_decoder.decode(latents)
         factors = latents.new_tensor(RGB[0.13025 if self.vae.config.scale_factor == 0.13025 else 0.18215])
         return torch.einsum("bchw,cr->brhw", latents[:, :4], factors).clamp(-1, 1)
 
@@ -342,19 +346,19 @@ class StableDiffusion:
         return height, width
 
     def _fitted(self, order: Order) -> tuple[Order, list[str]]:
-        """The order at a size that the autoencoder can make."""
+        """The order at a size that the autoencoder can make: the nearest, but where a mask says what to keep
+        one at least as large, of which the rest will be cut off."""
+        (height, width), factor = order.size, self.vae.config.factor
+        if order.image is not None and order.mask is not None:
+            more = (0, -width % factor, 0, -height % factor)
+            image, mask = (F.pad(part, more, mode="replicate") for part in (order.image, order.mask))
+            return replace(order, size=(height + more[3], width + more[1]), image=image, mask=mask), []
         size = self._rounded(order.size)
         if size == order.size:
             return order, []
-
-        def fit(pixels: Tensor | None, mode: str) -> Tensor | None:
-            return None if pixels is None else F.interpolate(pixels, size, mode=mode)
-
-        (height, width), factor = order.size, self.vae.config.factor
+        resized = None if order.image is None else F.interpolate(order.image, size, mode="bicubic")
         said = f"{width}x{height} was rounded to {size[1]}x{size[0]}: sides are multiples of {factor}"
-        return replace(
-            order, size=size, image=fit(order.image, "bicubic"), mask=fit(order.mask, "nearest")
-        ), [said]
+        return replace(order, size=size, image=resized), [said]
 
     def _last(self, grid: Grid, strength: float) -> Grid:
         """The last steps of a grid: the share `strength` of them, rounded down."""

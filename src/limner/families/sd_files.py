@@ -15,6 +15,7 @@ from limner.families.base import TYPES, Defaults, Family, Wishes
 from limner.families.conditions import Encoder, Tower, Vectors
 from limner.families.sd import StableDiffusion
 from limner.models.controlnet import ControlNet
+from limner.models.tiny_vae import TinyVAE
 from limner.nn import lora as low_rank
 from limner.text.prompt import Lora
 from limner.util.devices import pick_precision
@@ -73,6 +74,7 @@ def load(
             lambda name: load(Path(name), device, replace(wishes, prediction=None), models)
         ),
         adapt=overlays.adapt,
+        small_decoder=None if wishes.preview is None else _small_decoder(wishes.preview, device),
     )
 
 
@@ -97,6 +99,13 @@ def control_network(name: str, *, device: torch.device, dtype: torch.dtype) -> C
     if not isinstance(loaded, ControlNet):
         raise WeightsError(f"{name} is {network.title}, and no control network")
     return loaded
+
+
+def _small_decoder(path: Path, device: torch.device) -> TinyVAE:
+    network = identify_network(path).load(device=device, dtype=torch.float32)
+    if not isinstance(network, TinyVAE):
+        raise WeightsError(f"{path} is no TAESD, and only such a decoder is quick enough to watch by")
+    return network
 
 
 class Overlays:

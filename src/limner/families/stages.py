@@ -104,10 +104,12 @@ def resize(size: tuple[int, int]) -> ChangeStage:
 
 
 def paste(original: Float[Tensor, "1 3 h w"], mask: Float[Tensor, "1 1 h w"]) -> ChangeStage:
-    """The original where `mask` is 0, bit for bit; what was drawn where it is 1; a blend between."""
+    """The original where `mask` is 0, bit for bit; what was drawn where it is 1; a blend between. What was
+    drawn larger loses the rest at the right and at the bottom."""
 
     def pasted(pixels: Tensor) -> Tensor:
         behind = original.to(pixels)
+        pixels = pixels[:, :, : behind.shape[2], : behind.shape[3]]
         return torch.where(mask.to(pixels) == 0, behind, torch.lerp(behind, pixels, mask.to(pixels)))
 
     return ChangeStage(change=pasted, name="paste")

@@ -21,6 +21,9 @@ def order_of(request: Request) -> Order:
     assert request.guidance is not None
     assert request.sampler is not None
     assert request.size is not None
+    image = mask = None
+    if request.image is not None:
+        image, mask = _image_and_mask(request, request.image, request.size)
     return Order(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -30,9 +33,9 @@ def order_of(request: Request) -> Order:
         size=request.size,
         style=request.style,
         grid=request.grid,
-        image=None if request.image is None else _pixels(request.image, request.size),
+        image=image,
         strength=request.strength,
-        mask=None if request.mask is None else _mask(request.mask, request.size, request.feather),
+        mask=mask,
         controls=tuple(
             ControlOrder(
                 pixels=_pixels(control.image, request.size),
@@ -54,21 +57,51 @@ def order_of(request: Request) -> Order:
     )
 
 
+def size_of(request: Request) -> tuple[int, int] | None:
+    """(height, width) of the picture to begin with and what is drawn on around it; None without one."""
+    if request.image is None:
+        return None
+    (width, height), (left, top, right, bottom) = request.image.image.size, request.extend
+    return height + top + bottom, width + left + right
+
+
+def _image_and_mask(
+    request: Request, picture: Picture, size: tuple[int, int]
+) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"] | None]:
+    """The picture to begin with and where to draw, both of `size`. Around the picture its edge goes on, and
+    is to be drawn."""
+    left, top, right, bottom = request.extend
+    inner = size[0] - top - bottom, size[1] - left - right
+    if min(inner) < 1:
+        raise RequestError(
+            f"extend leaves nothing of a picture of {size[1]}x{size[0]}; ask for a larger size"
+        )
+    image = _pixels(picture, inner)
+    if request.mask is None and not any(request.extend):
+        return image, None
+    marked = image.new_zeros(1, 1, *inner) if request.mask is None else _marked(request.mask, inner)
+    image = F.pad(image, (left, right, top, bottom), mode="replicate")
+    return image, _faded(F.pad(marked, (left, right, top, bottom), value=1.0), request.feather)
+
+
 def _pixels(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
-    """A picture at the size to be drawn, filled and cut in the middle where its shape is another."""
+    """A picture at `size`, filled and cut in the middle where its shape is another."""
     return pixels_from_images([ImageOps.fit(picture.image, size[::-1], Image.Resampling.LANCZOS)])
 
 
-def _mask(picture: Picture, size: tuple[int, int], feather: int) -> Float[Tensor, "1 1 h w"]:
-    """1 where to draw and 0 where to keep; with transparency, what is transparent is drawn. It fades outwards
-    over `feather` pixels, so that all of what was marked is drawn anew."""
+def _marked(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+    """1 where a mask is white, or transparent, and 0 where it is black."""
     image = picture.image
     marked = ImageChops.invert(image.getchannel("A")) if image.mode == "RGBA" else image.convert("L")
     levels = np.asarray(ImageOps.fit(marked, size[::-1], Image.Resampling.BILINEAR))
-    mask = rearrange(torch.from_numpy(levels > 127), "h w -> 1 1 h w").float()
+    return rearrange(torch.from_numpy(levels > 127), "h w -> 1 1 h w").float()
+
+
+def _faded(mask: Float[Tensor, "1 1 h w"], feather: int) -> Float[Tensor, "1 1 h w"]:
+    """A mask that fades outwards over `feather` pixels, so that all of what was marked is drawn anew."""
     if not mask.any():
         raise RequestError("the mask marks nothing: white, or what is transparent, is where to draw")
-    radius = min(-(-feather // 2), min(size) // 2)
+    radius = min(-(-feather // 2), min(mask.shape[2:]) // 2)
     for kernel, around in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         mask = F.max_pool2d(mask, kernel, 1, around)  # wider by the radius ...
     for kernel, around in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):

@@ -75,6 +75,12 @@ class Request:
     strength: float = 0.75  # how much of it to draw anew, above 0 to 1: a share of the steps
     mask: Picture | None = None  # white where to draw, black what to keep of `image`
     feather: int = 4  # pixels over which the mask fades, 0 to 256
+    extend: tuple[int, int, int, int] = (
+        0,
+        0,
+        0,
+        0,
+    )  # pixels to draw on around `image`: left, top, right, bottom
     controls: tuple[Control, ...] = ()  # pictures to be followed
     enlarge: float = 1.0  # draw again, so many times larger, 1 to 4
     enlarge_strength: float = 0.7  # how much of the enlarged picture to draw anew
@@ -116,6 +122,8 @@ class Request:
             values["size"] = parse_size(size)
         elif isinstance(size, list):
             values["size"] = tuple(size)
+        if isinstance(extend := values.get("extend"), list):
+            values["extend"] = tuple(extend)
         for name in ("image", "mask"):
             if values.get(name) is not None:
                 values[name] = Picture.read(values[name])
@@ -136,6 +144,8 @@ class Request:
             name: value for name, value in values.items() if name not in extra or value != _DEFAULTS[name]
         }
         plain = {name: _told(value) for name, value in told.items()}
+        if "extend" in plain:
+            plain["extend"] = list(self.extend)
         return plain | {"size": None if self.size is None else list(self.size)}
 
 
@@ -169,6 +179,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return (int(match[2]) if match[2] else width), width
 
 
+def parse_sides(text: str) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) from "64,0,64,0"; one number is all of them. Raises RequestError otherwise."""
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) not in (1, 4) or not all(re.fullmatch("[0-9]{1,5}", number) for number in numbers):
+        raise RequestError(f'sides are LEFT,TOP,RIGHT,BOTTOM in pixels, such as 64,0,64,0, got "{text}"')
+    left, top, right, bottom = (int(number) for number in (numbers * 4)[:4])
+    return left, top, right, bottom
+
+
 def _check(values: Mapping[str, object]) -> None:
     """Raise RequestError unless these values, one for each field, are a request."""
     for name in ("prompt", "negative_prompt"):
@@ -200,6 +219,13 @@ def _check(values: Mapping[str, object]) -> None:
             raise RequestError(f"{name} is a Picture, got {values[name]!r}; see Picture.open")
     if values["mask"] is not None and values["image"] is None:
         raise RequestError("a mask needs the image that it belongs to")
+    extend = values["extend"]
+    if not isinstance(extend, tuple) or len(extend) != 4:
+        raise RequestError(f"extend is (left, top, right, bottom) in pixels, got {extend!r}")
+    for side in extend:
+        _whole("extend", side, 0, 4096)
+    if any(extend) and values["image"] is None:
+        raise RequestError("extend draws on around an image; give the image")
     if values["transparent"] and values["mask"] is None:
         raise RequestError("transparent makes what a mask keeps transparent; give a mask")
     controls = values["controls"]

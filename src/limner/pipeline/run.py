@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limner.errors import EngineError, RequestError
 from limner.families.base import Model
-from limner.pipeline.order import cut_out, order_of
+from limner.pipeline.order import cut_out, order_of, size_of
 from limner.pipeline.picture import Picture
 from limner.pipeline.request import Request
 from limner.pipeline.result import Result
@@ -95,8 +95,7 @@ class Pipeline:
             steps=defaults.steps if request.steps is None else request.steps,
             guidance=defaults.guidance if request.guidance is None else request.guidance,
             sampler=request.sampler or defaults.sampler,
-            size=request.size
-            or ((request.image.image.height, request.image.image.width) if request.image else defaults.size),
+            size=request.size or (size_of(request) if request.image else defaults.size),
             model=self.name,
         )
 
