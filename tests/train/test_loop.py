@@ -120,7 +120,7 @@ def test_weights_say_what_they_are(run: RunConfig, tmp_path: Path) -> None:
         assert not any(name.startswith("label.") for name in tensors)
     elif run.upscale is not None:
         assert header["network"]["Upscaler"]["factor"] == 2
-        assert header["size"] == 16
+        assert (header["size"], header["large"]) == (12, 32)
     else:
         detector = load_detector(path)
         assert detector.names.objects == ("apple", "cat", "tree", "balloon", "house", "star")

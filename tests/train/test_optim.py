@@ -106,10 +106,25 @@ def test_matrices_of_blocks_go_to_muon_and_every_parameter_to_one_optimiser() ->
 
 
 def test_networks_without_blocks_and_runs_without_muon_use_adam_alone() -> None:
-    assert len(optimizers(Upscaler(UpscalerConfig(channels=4, depth=2)), OptimConfig())) == 1
+    assert len(optimizers(torch.nn.Linear(2, 2), OptimConfig())) == 1
     (adam,) = optimizers(small(), OptimConfig(muon_lr=0.0, adam_lr=0.5))
     assert isinstance(adam, torch.optim.AdamW)
     assert {group["lr"] for group in adam.param_groups} == {0.5}
+
+
+def test_kernels_of_inner_convolutions_are_matrices_too() -> None:
+    network = Upscaler(UpscalerConfig(channels=4, depth=2))
+    muon, adam = optimizers(network, OptimConfig(muon_lr=0.1))
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [layer.weight.shape for layer in network.inner]
+    before = network.inner[0].weight.detach().clone()
+    network.initialize(torch.Generator().manual_seed(0))
+    network(normal(1, 3, 8, 8), torch.zeros(1)).square().mean().backward()
+    network.inner[0].weight.grad = normal(*before.shape)
+    before = network.inner[0].weight.detach().clone()
+    muon.step()
+    step = (network.inner[0].weight - before).detach().flatten(1) / (0.1 * 0.2 * 36**0.5)
+    assert torch.linalg.svdvals(step).tolist() == pytest.approx([1.0] * 4, abs=0.3)  # orthogonal rows
+    assert adam.param_groups[0]["params"]
 
 
 def test_steps_reduce_the_loss() -> None:

@@ -75,12 +75,7 @@ class Request:
     strength: float = 0.75  # how much of it to draw anew, above 0 to 1: a share of the steps
     mask: Picture | None = None  # white where to draw, black what to keep of `image`
     feather: int = 4  # pixels over which the mask fades, 0 to 256
-    extend: tuple[int, int, int, int] = (
-        0,
-        0,
-        0,
-        0,
-    )  # pixels to draw on around `image`: left, top, right, bottom
+    extend: tuple[int, int, int, int] = (0, 0, 0, 0)  # pixels around `image`: left, top, right, bottom
     controls: tuple[Control, ...] = ()  # pictures to be followed
     enlarge: float = 1.0  # draw again, so many times larger, 1 to 4
     enlarge_strength: float = 0.7  # how much of the enlarged picture to draw anew
@@ -180,7 +175,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_sides(text: str) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) from "64,0,64,0"; one number is all of them. Raises RequestError otherwise."""
+    """(left, top, right, bottom) from "64,0,64,0"; one number is all four. Raises RequestError otherwise."""
     numbers = [part.strip() for part in text.split(",")]
     if len(numbers) not in (1, 4) or not all(re.fullmatch("[0-9]{1,5}", number) for number in numbers):
         raise RequestError(f'sides are LEFT,TOP,RIGHT,BOTTOM in pixels, such as 64,0,64,0, got "{text}"')

@@ -48,7 +48,10 @@ def load(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers) -> dict
         if name not in owners:
             raise WeightsError(f"{path} has {key}, which this run does not use: it is of another run.")
         optimizer, p = owners[name]
-        optimizer.state[p][field] = tensor.to(p.device)
+        kept = tensor.to(p.device)
+        if kept.shape == p.shape:  # laid out in memory as the parameter, for sums depend on the order
+            kept = torch.empty_like(p).copy_(kept)
+        optimizer.state[p][field] = kept
     return clock
 
 
