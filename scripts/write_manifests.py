@@ -10,6 +10,7 @@ so that the tests of those maps compare two things.
 
 import gzip
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -320,6 +321,143 @@ def first_text(prefix: str) -> Shapes:
     return named | {f"{prefix}text_model.embeddings.position_ids": [1, 77]}
 
 
+# LoRA files
+
+KOHYA = {
+    "text": ("CLIPAttention", "CLIPMLP"),
+    "unet": ("Transformer2DModel",),
+    "convolutions": ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"),
+}
+
+
+def layers_inside(network: Callable[..., torch.nn.Module], kinds: tuple[str, ...], **config: Any) -> Shapes:
+    """Weights of the linear layers and convolutions inside modules of these classes, by the layer's name."""
+    with torch.device("meta"):
+        built_network = network(**config)
+    found: Shapes = {}
+    for name, module in built_network.named_modules():
+        if type(module).__name__ in kinds:
+            for inner, layer in module.named_modules():
+                if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                    found[f"{name}.{inner}"] = list(layer.weight.shape)
+    return found
+
+
+def text_layers(width: int, depth: int, projected: bool = False) -> Shapes:
+    """Those of a CLIP text encoder, in the names of transformers 4 that LoRA files have."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+    )
+    network = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    found = layers_inside(network, KOHYA["text"], config=config)
+    return {name if name.startswith("text_") else f"text_model.{name}": found[name] for name in found}
+
+
+def original_layers(config: Original) -> Shapes:
+    """Layers of an original U-Net that kohya's scripts update with conv_dim: in residual blocks, transformers
+    and changes of size, not the first, the last and the embeddings."""
+    return {
+        name.removeprefix("model.diffusion_model.").removesuffix(".weight"): shape
+        for name, shape in original_unet(config)
+        if len(shape) > 1 and "_block" in name and "input_blocks.0.0." not in name
+    }
+
+
+def kohya(parts: dict[str, Shapes], rank: int, narrow: int = 0) -> Shapes:
+    """Down, up and alpha of layers; `narrow` is the rank of 3x3 convolutions, 0: they are left out."""
+    named: Shapes = {}
+    for prefix, layers in parts.items():
+        for layer, shape in layers.items():
+            if size := narrow if shape[2:] == [3, 3] else rank:
+                name = f"{prefix}_{layer.replace('.', '_')}"
+                named |= {f"{name}.{half}.weight": s for half, s in halves(shape, size, "lora_").items()}
+                named[f"{name}.alpha"] = []
+    return named
+
+
+def halves(shape: list[int], rank: int, prefix: str) -> Shapes:
+    return {
+        f"{prefix}down": [rank, *shape[1:]],
+        f"{prefix}up": [shape[0], rank, *(1 for _ in shape[2:])],
+    }
+
+
+def diffusers_lora(parts: dict[str, Shapes], rank: int) -> dict[str, Shapes]:
+    """Attention layers as PEFT and diffusers call them, by diffusers' own conversions."""
+    peft = {
+        f"{prefix}.{layer}.lora_{side}.weight": shape
+        for prefix, layers in parts.items()
+        for layer, whole in layers.items()
+        for side, shape in zip("AB", halves(whole, rank, "").values(), strict=True)
+        if layer.endswith((".to_q", ".to_k", ".to_v", ".to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"))
+    }
+    return {"peft": peft, "diffusers": diffusers.utils.convert_state_dict_to_diffusers(peft)}
+
+
+def oldest(named: Shapes) -> Shapes:
+    """The attention processors of diffusers 0.14 to 0.19."""
+    return {
+        re.sub(
+            r"(\.processor)?\.(?:to_)?([qkv]|out)(?:_proj)?(?:\.0)?\.lora(?:_linear_layer)?\.",
+            lambda found: f"{'' if '_proj' in found[0] else '.processor'}.to_{found[2]}_lora.",
+            name,
+        ): shape
+        for name, shape in named.items()
+    }
+
+
+KOHYA_SOURCE = "networks/lora.py of kohya-ss/sd-scripts: which modules of the network have which name"
+
+
+def lora_sd15_kohya() -> Manifest:
+    unet_layers = layers_inside(
+        diffusers.UNet2DConditionModel, KOHYA["convolutions"], cross_attention_dim=768
+    )
+    inside = {name: shape for name, shape in unet_layers.items() if ".attentions." in name}
+    clip = {"lora_te": text_layers(768, 12)}
+    return Manifest(
+        source=f"{KOHYA_SOURCE}; network_dim 128, and 32 with conv_dim 8",
+        namings={
+            "kohya": kohya({"lora_unet": inside, **clip}, 128),
+            "convolutions": kohya({"lora_unet": unet_layers, **clip}, 32, 8),
+        },
+    )
+
+
+def lora_sdxl_kohya() -> Manifest:
+    theirs = layers_inside(
+        diffusers.UNet2DConditionModel, KOHYA["unet"], **XL_CONFIG, up_block_types=THREE_UP
+    )
+    texts = {"lora_te1": text_layers(768, 12), "lora_te2": text_layers(1280, 32, projected=True)}
+    return Manifest(
+        source=f"{KOHYA_SOURCE}, over library/sdxl_original_unet.py (SGM's names), network_dim 16 and "
+        "conv_dim 4; in diffusers' names as its convert_state_dict_to_kohya writes, rank 4",
+        namings={
+            "original": kohya({"lora_unet": original_layers(XL), **texts}, 16, 4),
+            "diffusers": kohya({"lora_unet": theirs, **texts}, 4),
+        },
+    )
+
+
+def lora_diffusers() -> Manifest:
+    xl = layers_inside(diffusers.UNet2DConditionModel, KOHYA["unet"], **XL_CONFIG, up_block_types=THREE_UP)
+    first = layers_inside(diffusers.UNet2DConditionModel, KOHYA["unet"], cross_attention_dim=768)
+    texts = {"text_encoder": text_layers(768, 12), "text_encoder_2": text_layers(1280, 32, projected=True)}
+    small = diffusers_lora({"unet": first, "text_encoder": texts["text_encoder"]}, 4)
+    return Manifest(
+        source="train_text_to_image_lora_sdxl.py of diffusers 0.30, target_modules, rank 64; "
+        "sd15_oldest: train_dreambooth_lora.py of diffusers 0.16, rank 4",
+        namings={
+            **diffusers_lora({"unet": xl, **texts}, 64),
+            "sd15_oldest": oldest(small["diffusers"]),
+        },
+    )
+
+
 MANIFESTS: dict[str, Callable[[], Manifest]] = {
     "unet_sd15": lambda: unet(
         "unet/config.json of stable-diffusion-v1-5; configs/stable-diffusion/v1-inference.yaml of CompVis",
@@ -414,6 +552,9 @@ MANIFESTS: dict[str, Callable[[], Manifest]] = {
         source="config.json of madebyollin/taesd and taesdxl (equal shapes)",
         namings={"diffusers": built(diffusers.AutoencoderTiny)},
     ),
+    "lora_sd15_kohya": lora_sd15_kohya,
+    "lora_sdxl_kohya": lora_sdxl_kohya,
+    "lora_diffusers": lora_diffusers,
 }
 
 

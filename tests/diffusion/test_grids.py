@@ -174,3 +174,10 @@ def test_part_of_a_grid_and_the_step_of_a_t() -> None:
     assert [grid.step(float(t)) for t in grid.t] == [*range(10), 9]
     assert grid.step(float(grid.t[3]) - 1) == 3
     assert grid.step(2000.0) == 0
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 100])
+def test_the_step_of_a_t_in_single_precision(name: str, steps: int) -> None:
+    grid = grids.named(name, VPPath.scaled_linear(), steps)
+    assert [grid.step(float(t)) for t in grid.t[:-1].float()] == list(range(steps))

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,3 +30,13 @@ def test_qk_norm_bounds_the_logits() -> None:
     scale = torch.linspace(0.5, 2.0, 8)
     normed = qk_norm(100 * normal(2, 3, 4, 8), scale)
     torch.testing.assert_close((normed / scale).square().mean(-1), torch.ones(2, 3, 4))
+
+
+@pytest.mark.parametrize(("dtype", "keys", "off"), [(torch.float32, 77, 1e-5), (torch.bfloat16, 600, 0.02)])
+def test_the_quicker_ways_on_the_cpu_agree(dtype: torch.dtype, keys: int, off: float) -> None:
+    q, k, v = normal(2, 3, 600, 40), normal(2, 3, keys, 40, seed=1), normal(2, 3, keys, 40, seed=2)
+    expected = attention(q, k, v)
+    with torch.inference_mode():
+        found = attention(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() < off * expected.abs().max()

@@ -75,6 +75,38 @@ def test_diffusers_loads_what_is_written(folder: Path) -> None:
 
 
 @pytest.mark.parity
+def test_diffusers_loads_the_refiners_folder(tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
+
+    path = tmp_path / "refiner"
+    folders.write(path, tiny.REFINER, tiny.random_tensors(tiny.REFINER), extras=tokenizers(tiny.REFINER))
+    pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True)
+    assert isinstance(pipeline, StableDiffusionXLImg2ImgPipeline)
+    assert (pipeline.text_encoder, pipeline.tokenizer) == (None, None)
+    assert (pipeline.config.requires_aesthetics_score, pipeline.config.force_zeros_for_empty_prompt) == (
+        True,
+        False,
+    )
+    assert pipeline.tokenizer_2("a cat", padding="max_length").input_ids[:5] == [49406, 320, 2368, 49407, 0]
+    generator = torch.Generator().manual_seed(1)
+    latents, context, pooled = (
+        torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 7, 16), (1, 16))
+    )
+    ids = torch.tensor([[64.0, 64.0, 0.0, 0.0, 6.0]])
+    found = detect.identify(path, models=tiny.MODELS)
+    unet, text = detect.load(found, "unet"), detect.load(found, "text_encoder_2")
+    with torch.no_grad():
+        told = {"text_embeds": pooled, "time_ids": ids}
+        theirs = pipeline.unet(latents, torch.tensor([500]), context, added_cond_kwargs=told).sample
+        ours = unet(latents, torch.tensor([500.0]), context, added=(pooled, ids))
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        tokens = torch.tensor([[49406, 320, 2368, 49407]])
+        embeds = pipeline.text_encoder_2(tokens).text_embeds
+        projected = text(text.embed(tokens), tokens).projected
+        assert (projected - embeds).abs().max() <= 1e-5 * embeds.abs().max()
+
+
+@pytest.mark.parity
 def test_what_diffusers_saves_is_read(folder: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -245,6 +277,27 @@ def test_convert_a_pickle(single: Path, tmp_path: Path) -> None:
         == torch.bfloat16
     )
     assert not path.exists()
+    again, _ = convert(tmp_path / "old.ckpt", to="single", models=tiny.MODELS)
+    assert again == path
+    half, _ = convert(tmp_path / "old.ckpt", dtype="float16", models=tiny.MODELS)  # beside a whole one
+    assert half.name == "old-float16.safetensors"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "made",
+        "model.safetensors",
+        "old-float16.safetensors",
+        "old.ckpt",
+        "old.safetensors",
+    ]
+
+
+def test_the_settings_beside_a_pickle_are_heard(tmp_path: Path) -> None:
+    single = tmp_path / "m.safetensors"
+    single_file.write(single, tiny.OPEN, tiny.random_tensors(tiny.OPEN), prediction="v")
+    torch.save(load_file(single), tmp_path / "old.ckpt")
+    (tmp_path / "old.yaml").write_text("model:\n  params:\n    timesteps: 1000\n")
+    path, notices = convert(tmp_path / "old.ckpt", tmp_path / "made", to="folder", models=tiny.MODELS)
+    assert notices == ()
+    assert detect.identify(path, models=tiny.MODELS).prediction == "eps"
 
 
 def test_inspect(folder: Path, single: Path) -> None:

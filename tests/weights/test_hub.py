@@ -85,11 +85,35 @@ def test_offline_only_the_disk_is_looked_at(tmp_path: Path, monkeypatch: pytest.
         raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    with pytest.raises(WeightsError, match=r"a/b@main is not on this disk, and the hub cannot be reached"):
+    with pytest.raises(WeightsError, match=r"a/b@main is not wholly on this disk, and the hub cannot"):
         hub.fetch("a/b@main")
     assert asked == [{"revision": "main", "local_files_only": True}]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **more: str(tmp_path))
     with pytest.raises(WeightsError, match="not wholly on this disk"):
         hub.fetch("a/b")
-    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    with pytest.raises(WeightsError, match="not wholly on this disk"):
+        hub.fetch("a/b")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").touch()
     assert hub.fetch("a/b") == tmp_path
+    with pytest.raises(WeightsError, match="not wholly on this disk"):
+        hub.fetch("a/b", "fp16")
+
+
+def test_without_a_connection_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    class Broken(Exception):
+        """As a client's transport raises it."""
+
+    def absent(name: str, **more: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+
+    def unreachable(self: object, name: str, **more: object) -> list[str]:
+        raise Broken("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    with pytest.raises(WeightsError, match=r"a/b is not wholly on this disk, and .* Broken: no route to host"):
+        hub.fetch("a/b")

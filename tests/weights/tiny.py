@@ -39,7 +39,36 @@ OPEN = replace(
     ),
     predictions=("v", "eps"),
 )
-MODELS = (OTHER, MODEL, OPEN)
+REFINER = replace(
+    parts.SDXL_REFINER,
+    name="tiny-xl-refiner",
+    title="Tiny Refiner",
+    predictions=("eps", "v"),
+    parts=(
+        parts.unet_part(
+            replace(
+                unet.SDXL_REFINER,
+                channels=(16, 32),
+                depths=(0, 1),
+                middle=1,
+                layers=1,
+                context=16,
+                head_channels=8,
+                groups=8,
+                pooled=16,
+                size_channels=8,
+            )
+        ),
+        parts.vae_part(VAE),
+        parts.text_part(
+            replace(clip.TEXT_G, width=16, depth=2, heads=2, inner=32, projection=16),
+            "conditioner.embedders.0.model.",
+            "text_encoder_2",
+        ),
+    ),
+    size=64,
+)
+MODELS = (OTHER, MODEL, OPEN, REFINER)
 
 
 def random_tensors(model: parts.Model = MODEL, seed: int = 0) -> dict[str, dict[str, Tensor]]:

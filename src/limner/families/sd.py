@@ -97,6 +97,13 @@ class StableDiffusion:
         for part in (self.unet, self.vae):
             seamless(part, order.tiling)
         grid = grids.named(order.grid or self.grid, self.path, order.steps)
+        if order.refiner and order.image is not None:
+            raise RequestError("a refiner finishes pictures drawn from noise; leave it out, or the image")
+        if order.refiner and not 0 < round(grid.steps * order.refine_from) < grid.steps:
+            raise RequestError(
+                f"refine_from {order.refine_from:g} of {grid.steps} steps leaves one of the models none; "
+                f"change one of them"
+            )
         stages: list[Stage] = []
         if order.image is None:
             stages += self._passes(order, grid, order.size)
@@ -197,7 +204,7 @@ class StableDiffusion:
             raise RequestError("this model was made for masks; give a picture and a mask")
         if order.guidance < 1:
             raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
-        networks = tuple(self.control_network(control.model) for control in order.controls)
+        networks = tuple(self._control(control.model) for control in order.controls)
         seen = tuple(
             network.look(self._condition(control, size))
             for network, control in zip(networks, order.controls, strict=True)
@@ -216,8 +223,6 @@ class StableDiffusion:
 
         def ask(x: Tensor, timestep: Tensor, told: Said, step: int) -> Tensor:
             count = len(x) // len(told.context)  # pictures
-            if beside is not None:
-                x = torch.cat([x, beside.to(x).expand(len(x), -1, -1, -1)], 1)
             x = x.to(self.unet.first.weight.dtype)
             added = _for_all(told.added, count)
             total: Control | None = None
@@ -229,6 +234,8 @@ class StableDiffusion:
                     heard = network(x, timestep, text, hint, added=added, weight=control.weight)
                     total = heard if total is None else total + heard
             text = _of_all(told.keys_values, count)
+            if beside is not None:
+                x = torch.cat([x, beside.to(x).expand(len(x), -1, -1, -1)], 1)
             prediction: Tensor = self.unet(x, timestep, text, added=added, control=total)
             return prediction.float()
 
@@ -300,6 +307,13 @@ class StableDiffusion:
             for _, wanted in group
         ]
         return torch.cat(pooled), torch.tensor(ids, dtype=torch.float32, device=self.device)
+
+    def _control(self, name: str) -> "ControlNet":
+        """A control network whose findings fit into this U-Net; those of 4 channels are heard by 9, too."""
+        network = self.control_network(name)
+        if replace(network.config, inputs=self.unet.config.inputs) != self.unet.config:
+            raise RequestError(f"the control network {name} was made for another model")
+        return network
 
     def _condition(self, control: ControlOrder, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
         """A control picture in [0, 1], at the size that is drawn."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,21 @@ class Overlays:
     def __init__(self, found: Found, parts: dict[str, Any], wishes: Wishes) -> None:
         self.folder = wishes.loras
         self.networks = {name: parts[name] for name in parts if name != "vae"}
-        self.places = {
+        self.parts = found.model.parts
+        self.worn: tuple[Lora, ...] = ()
+
+    @cached_property
+    def places(self) -> dict[str, lora.Place]:
+        """Where LoRAs may lie. Looked up for the first one: it takes half as long as loading a model."""
+        return {
             part.folder: lora.place(
-                parts[part.folder],
+                self.networks[part.folder],
                 detect.keys_of(part, "folder"),
                 *(() if part.folder != "unet" else (_unprefixed(part),)),
             )
-            for part in found.model.parts
+            for part in self.parts
             if part.folder in self.networks
         }
-        self.worn: tuple[Lora, ...] = ()
 
     def adapt(self, wanted: tuple[Lora, ...]) -> None:
         """Put exactly these in place. Raises RequestError for a name that no file has, and WeightsError, with

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from limner.errors import WeightsError
 from limner.nn.attention import attention
+from limner.nn.convolution import channels_last
 from limner.nn.resnet import Downsample, ResBlock, Upsample
 
 EPS = 1e-6  # of every normalisation
@@ -153,7 +154,7 @@ class KLVAE(nn.Module):
 
     def moments(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Means and log-variances, one behind the other along the channels."""
-        return _held(self.leave(self.encoder(pixels)))
+        return _held(self.leave(self.encoder(channels_last(pixels))))
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Raises WeightsError when these weights overflow half precision."""
@@ -161,7 +162,7 @@ class KLVAE(nn.Module):
 
     def decode(self, raw_latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels, which may leave [-1, 1] a little. Raises WeightsError as `encode` does."""
-        return _held(self.decoder(self.enter(raw_latents)))
+        return _held(self.decoder(self.enter(channels_last(raw_latents))))
 
     def scaled(self, raw_latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Raw latents as a U-Net wants them."""

@@ -16,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limner.nn.attention import attention
+from limner.nn.convolution import channels_last
 from limner.nn.embeddings import timestep_embedding
 from limner.nn.resnet import Downsample, ResBlock, Upsample
 
 KeysValues = tuple[
     Float[Tensor, "b _ m _"], Float[Tensor, "b _ m _"]
 ]  # b h m d each; levels differ in h or d
+ROWS = 1024  # pixels that a CPU takes through the widest layers at once: fresh memory costs it more than work
 Added = tuple[Float[Tensor, "b p"], Float[Tensor, "b k"] | None]
 
 
@@ -120,6 +122,11 @@ class GEGLU(nn.Module):
         self.out = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._rows(x)
+        return torch.cat([self._rows(rows) for rows in x.split(ROWS, 1)], 1)
+
+    def _rows(self, x: Tensor) -> Tensor:
         value, gate = self.inner(x).chunk(2, -1)
         projected: Tensor = self.out(value * F.gelu(gate))
         return projected
@@ -270,7 +277,7 @@ class Encoder(nn.Module):
         self, x: Tensor, time: Tensor, text: Iterator[KeysValues]
     ) -> tuple[Float[Tensor, "b c h w"], list[Tensor]]:
         """From the first convolution's result to that of the turn, and everything kept on the way."""
-        kept = [x]
+        kept = [channels_last(x)]
         for level in self.down:
             kept += level(kept[-1], time, text)
         x = kept[-1]

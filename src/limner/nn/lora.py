@@ -120,6 +120,15 @@ def attached(network: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for layer in layers for name in layer.updates))
 
 
+def fits(network: nn.Module, place: str, update: Update) -> bool:
+    """Whether `update` has the shapes that the layer called `place` needs."""
+    try:
+        _fitted(network, place, update)
+    except WeightsError:
+        return False
+    return True
+
+
 def _fitted(network: nn.Module, place: str, update: Update) -> tuple[Tensor, Tensor, float]:
     """The factors in the layer's form, type and device. 1x1 convolutions and linear layers are one thing."""
     try:

@@ -1,10 +1,11 @@
 """Convolutional blocks that the U-Nets and the autoencoders share."""
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from limner.nn.convolution import Conv2d
 
 
 class ResBlock(nn.Module):
@@ -25,20 +26,21 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inputs, eps)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time, outputs) if time else None
         self.norm2 = nn.GroupNorm(groups, outputs, eps)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b d"] | None = None
     ) -> Float[Tensor, "b o h w"]:
-        inner = self.conv1(F.silu(self.norm1(x)))
+        inner: Tensor = self.conv1(F.silu(self.norm1(x), inplace=True))
         if self.time is not None:
-            inner = inner + self.time(time)[:, :, None, None]
-        inner = self.conv2(F.silu(self.norm2(inner)))
-        return torch.add(self.skip(x), inner)
+            inner += self.time(time)[:, :, None, None]
+        inner = self.conv2(F.silu(self.norm2(inner), inplace=True))
+        inner += self.skip(x)
+        return inner
 
 
 class Downsample(nn.Module):
@@ -48,7 +50,7 @@ class Downsample(nn.Module):
         """`centred` pads a pixel on every side (U-Nets), otherwise at the bottom and right (autoencoders)."""
         super().__init__()
         self.centred = centred
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if centred else 0)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=1 if centred else 0)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         halved: Tensor = self.conv(x if self.centred else F.pad(x, (0, 1, 0, 1)))
@@ -60,7 +62,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None

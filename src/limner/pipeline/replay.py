@@ -97,12 +97,12 @@ def replay(path: Path, pipeline: Pipeline) -> Replay:
     assert last.result is not None  # the last one has it
     drawn = last.result.sheet() if record.grid else last.result.images[0]
     with Image.open(path) as saved:
-        share, worst = difference(saved.convert("RGB"), drawn)
+        share, worst = difference(saved.convert(drawn.mode), drawn)
     return Replay(record=record, result=last.result, share=share, worst=worst)
 
 
 def difference(one: Image.Image, other: Image.Image) -> tuple[float, int]:
-    """(share of pixels that differ, largest difference of a channel) of two RGB pictures."""
+    """(share of pixels that differ, largest difference of a channel) of two pictures of one mode."""
     if one.size != other.size:
         return 1.0, 255
     apart = np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).max(axis=2)

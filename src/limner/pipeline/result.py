@@ -15,7 +15,7 @@ from limner.util.images import sheet
 class Result:
     """What came of a request."""
 
-    images: tuple[Image.Image, ...]  # RGB
+    images: tuple[Image.Image, ...]  # RGB; RGBA where a transparent cut-out was asked for
     seeds: tuple[int, ...]  # of each picture: alone it is drawn the same
     request: Request  # with every choice made
     weights: str  # short hash of the model's weights

@@ -137,7 +137,7 @@ class Pipeline:
         yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
 
 
-def _check_finite(pixels: Float[Tensor, "b 3 h w"], seeds: tuple[int, ...], stage: str) -> None:
+def _check_finite(pixels: Float[Tensor, "b _ h w"], seeds: tuple[int, ...], stage: str) -> None:
     broken = [seed for seed, picture in zip(seeds, pixels, strict=True) if not picture.isfinite().all()]
     if broken:
         raise EngineError(

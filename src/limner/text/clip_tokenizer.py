@@ -68,6 +68,14 @@ class CLIPTokenizer:
         said = "".join(piece for piece in pieces if piece not in SPECIALS).replace("</w>", " ")
         return bytes(bytes_of.get(sign, ord(" ")) for sign in said).decode("utf-8", "replace").strip()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, as vocab.json of a diffusers folder has them."""
+        return self._model.get_vocab(with_added_tokens=True)
+
+    def merges(self) -> list[tuple[str, str]]:
+        """Which neighbours become one, the most urgent first: the lines of merges.txt."""
+        return _merges()
+
 
 def _signs() -> dict[int, str]:
     """A visible character for every byte, in the order of the vocabulary: itself where it is one, else from

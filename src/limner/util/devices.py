@@ -1,6 +1,7 @@
 """Where the numbers are computed, and in which precision.
 
-Weights are always kept in float32; bfloat16, where it pays, is only ever the autocast of matrix products.
+The built-in networks are kept in float32, and bfloat16, where it pays, is only the autocast of their matrix
+products; published models are loaded in it there, but for their autoencoder.
 It pays on CUDA and on CPUs with bfloat16 units (AMX or AVX512-BF16). Elsewhere the CPU emulates it: measured
 on two cores with AVX512 alone, a bfloat16 product ran at 50 GFLOP/s where float32 ran at 170.
 """

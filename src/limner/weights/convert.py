@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 
 from limner.errors import WeightsError
 from limner.text.clip_tokenizer import CLIPTokenizer
@@ -30,30 +32,43 @@ def convert(
     """Write the model at `path` again; returns where, and what is to be said about it. A pickle is read by
     `unpickle.copy_tensors`, which runs nothing.
 
-    Raises WeightsError when something stands at `out` already, and for what cannot be read or recognised.
+    Raises WeightsError when something stands at `out` already or nothing can be written there, and for what
+    cannot be read or recognised.
     """
+    try:
+        return _convert(path, out, to, dtype, prediction, models)
+    except OSError as error:
+        raise WeightsError(f"cannot write {error.filename or out}: {error.strerror}") from None
+    except SafetensorError as error:  # such as a full disk
+        raise WeightsError(f"cannot write {out or path}: {error}") from None
+
+
+def _convert(
+    path: Path,
+    out: Path | None,
+    to: Literal["folder", "single"] | None,
+    dtype: str | None,
+    prediction: str | None,
+    models: Sequence[Model],
+) -> tuple[Path, tuple[str, ...]]:
     if dtype is not None and dtype not in TYPES:
         raise WeightsError(f"unknown type {dtype!r}; use {', '.join(TYPES)}")
     if _pickled(path):
-        plain = path.with_suffix(".safetensors")
-        target = plain if to is not None or out is None else out
+        plain = to is None and dtype is None
+        target = out or _beside(path, to or "single", dtype)
         _free(target)
-        skipped = copy_tensors(path, target)
-        notices = (f"left out, as no tensors: {', '.join(skipped)}",) if skipped else ()
-        if to is None and dtype is None:
-            return target, notices
-        try:
-            written, more = convert(
-                target, out, to=to or "single", dtype=dtype, prediction=prediction, models=models
-            )
-        finally:
-            target.unlink()
-        return written, notices + more
+        if plain:
+            return target, _copied(path, target)
+        said = prediction or single_file.prediction(path, (), {})[0]  # a .yaml beside it
+        near = target.parent if target.parent.is_dir() else path.parent
+        with TemporaryDirectory(prefix=".limner-", dir=near) as folder:
+            copy = Path(folder) / f"{path.stem}.safetensors"
+            notices = _copied(path, copy)
+            more = _convert(copy, target, to or "single", dtype, said, models)[1]
+        return target, notices + more
     found = detect.identify(path, prediction=prediction, models=models)
     to = to or found.layout
-    suffix = f"-{dtype}" if dtype else ""
-    stem = path.name if path.is_dir() else path.stem
-    target = out or path.with_name(f"{stem}{suffix}" + (".safetensors" if to == "single" else ""))
+    target = out or _beside(path, to, dtype)
     _free(target)
     kind = TYPES[dtype] if dtype else None
     tensors = {
@@ -74,8 +89,9 @@ def convert(
 def tokenizers(model: Model) -> dict[str, bytes]:
     """The files of a CLIP tokenizer for each text encoder of `model`, by their place in a diffusers
     folder."""
-    state = json.loads(CLIPTokenizer()._model.to_str())["model"]
-    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in state["merges"])]) + "\n"
+    tokenizer = CLIPTokenizer()
+    vocabulary = dict(sorted(tokenizer.vocabulary().items(), key=lambda token: token[1]))
+    merges = "\n".join(["#version: 0.2", *map(" ".join, tokenizer.merges())]) + "\n"
     files: dict[str, bytes] = {}
     for part in model.parts:
         if part.kind is not TEXT:
@@ -90,10 +106,21 @@ def tokenizers(model: Model) -> dict[str, bytes]:
             "unk_token": end,
             "pad_token": end if part.config.activation == "quick_gelu" else "!",  # OpenCLIP's is 0
         }
-        files[f"{folder}/vocab.json"] = json.dumps(state["vocab"], ensure_ascii=False).encode()
+        files[f"{folder}/vocab.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
         files[f"{folder}/merges.txt"] = merges.encode()
         files[f"{folder}/tokenizer_config.json"] = json.dumps(said, indent=2).encode()
     return files
+
+
+def _beside(path: Path, to: str, dtype: str | None) -> Path:
+    stem = path.name if path.is_dir() else path.stem
+    suffix = f"-{dtype}" if dtype else ""
+    return path.with_name(f"{stem}{suffix}" + (".safetensors" if to == "single" else ""))
+
+
+def _copied(path: Path, target: Path) -> tuple[str, ...]:
+    skipped = copy_tensors(path, target)
+    return (f"left out, as no tensors: {', '.join(skipped)}",) if skipped else ()
 
 
 def _pickled(path: Path) -> bool:

@@ -13,7 +13,7 @@ from limner.errors import WeightsError
 from limner.weights import files, folders, header, single_file
 from limner.weights.keymap import KeyMap, listing, our_names, to_ours, to_theirs
 from limner.weights.parts import MODELS, Model, Part
-from limner.weights.settings import differing
+from limner.weights.settings import differing, unknown
 
 Layout = Literal["folder", "single"]
 Shapes = dict[str, tuple[int, ...]]
@@ -74,9 +74,9 @@ def identify(
     if path.is_dir():
         folder = folders.read(path, variant)
         model = _model(path, "folder", folder.tensors, models)
-        _check_settings(path, model, folder)
         said, where = folder.prediction, "its folder"
-        tensors, metadata, notices = folder.tensors, {}, list(folder.notices)
+        tensors, metadata = folder.tensors, {}
+        notices = [*folder.notices, *_check_settings(path, model, folder)]
     else:
         whole = files.read(path)
         metadata = header.read_metadata(path)
@@ -213,12 +213,16 @@ def _apart(model: Model, tensors: Mapping[str, object]) -> tuple[dict[str, dict[
     return tensors, [name for name in tensors if name not in names]  # type: ignore[return-value]
 
 
-def _check_settings(path: Path, model: Model, folder: folders.Folder) -> None:
-    """Shapes do not tell the number of heads and the like, so config.json has to agree."""
+def _check_settings(path: Path, model: Model, folder: folders.Folder) -> list[str]:
+    """Shapes do not tell the number of heads and the like, so config.json has to agree. Returns notices."""
+    notices = []
     for part in model.parts:
-        wrong = differing(part.kind.settings(part.config), dict(folder.settings[part.folder]))
+        usual, said = part.kind.settings(part.config), dict(folder.settings[part.folder])
+        wrong = differing(usual, said)
         told = ", ".join(f"{key} is {theirs!r}, not {ours!r}" for key, (ours, theirs) in wrong.items())
         if wrong:
             raise WeightsError(
                 f"{path / part.folder}: tensors as of a {model.title}, but in config.json {told}"
             )
+        notices += unknown(usual, said, part.folder)
+    return notices

@@ -71,7 +71,11 @@ def fill(
         )
         raise WeightsError(f"{where} does not fit a {type(network).__name__}. Tensors {told}")
     cast = {
-        name: tensor.to(device=device or "cpu", dtype=dtype if tensor.is_floating_point() else None)
+        name: tensor.to(
+            device=device or "cpu",
+            dtype=dtype if tensor.is_floating_point() else None,
+            memory_format=_layout(tensor, device),
+        )
         for name, tensor in tensors.items()
     }
     network.load_state_dict(cast, strict=True, assign=True)
@@ -115,13 +119,17 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     beside.unlink(missing_ok=True)
-    beside.touch()  # as the user's umask has it; safetensors makes files that nobody else may read
-    mode = beside.stat().st_mode
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, dict(metadata))
-    beside.chmod(mode)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        beside.touch()  # as the user's umask has it; safetensors makes files that nobody else may read
+        mode = beside.stat().st_mode
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, beside, dict(metadata))
+        beside.chmod(mode)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def save_shards(
@@ -157,6 +165,12 @@ def write_json(table: Mapping[str, object], path: Path) -> None:
     beside = path.with_name(path.name + ".partial")
     beside.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
     beside.replace(path)
+
+
+def _layout(tensor: Tensor, device: torch.device | None) -> torch.memory_format:
+    """CUDA wants the weights of convolutions with their channels last; a CPU takes them as they lie."""
+    on_cuda = device is not None and device.type == "cuda"
+    return torch.channels_last if on_cuda and tensor.ndim == 4 else torch.preserve_format
 
 
 def _shards(index: Path) -> dict[str, Tensor]:

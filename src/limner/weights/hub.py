@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from limner.errors import WeightsError
-from limner.weights.folders import INDEX, STEMS
+from limner.weights.files import read_json
+from limner.weights.folders import INDEX, NETWORKS, STEMS
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,100}))?")
 SMALL = ("config.json", "scheduler_config.json", "tokenizer/*", "tokenizer_2/*", "tokenizer_3/*")
@@ -34,17 +35,16 @@ def fetch(model: str, variant: str | None = None) -> Path:
 
     name, revision = spelled.groups()
     try:
+        here = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        here = None
+    if here is not None and _whole(here, variant):
+        return here
+    try:
         if constants.HF_HUB_OFFLINE:
-            return _here(model, snapshot_download(name, revision=revision, local_files_only=True))
-        try:
-            names = HfApi().list_repo_files(name, revision=revision)
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
-            raise
-        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):  # no connection, or a bad one
-            return _here(model, snapshot_download(name, revision=revision, local_files_only=True))
-        return _here(
-            model, snapshot_download(name, revision=revision, allow_patterns=wanted(model, names, variant))
-        )
+            raise errors.LocalEntryNotFoundError("told to stay offline")
+        files = wanted(model, HfApi().list_repo_files(name, revision=revision), variant)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except errors.GatedRepoError:
         raise WeightsError(
             f"{model} is open to people who accepted its terms: do so on its page, then run `hf auth login`"
@@ -57,10 +57,15 @@ def fetch(model: str, variant: str | None = None) -> Path:
         ) from None
     except errors.LocalEntryNotFoundError:
         raise WeightsError(
-            f"{model} is not on this disk, and the hub cannot be reached; fetch it once while online"
+            f"{model} is not wholly on this disk, and the hub cannot be reached; fetch it once while online"
         ) from None
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise WeightsError(f"fetching {model} failed: {str(error).splitlines()[0][:200]}") from None
+    except WeightsError:
+        raise
+    except (
+        Exception
+    ) as error:  # the errors of connections are those of whichever client the hub's library has
+        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
+        raise WeightsError(f"{model} is not wholly on this disk, and fetching it failed: {told}") from None
 
 
 def wanted(model: str, names: Sequence[str], variant: str | None) -> list[str]:
@@ -99,7 +104,12 @@ def wanted(model: str, names: Sequence[str], variant: str | None) -> list[str]:
     ]
 
 
-def _here(model: str, folder: str) -> Path:
-    if not (Path(folder) / INDEX).is_file():
-        raise WeightsError(f"{model} is not wholly on this disk; fetch it once while online")
-    return Path(folder)
+def _whole(folder: Path, variant: str | None) -> bool:
+    """Whether every network that the folder's index names has safetensors here."""
+    try:
+        index = read_json(folder / INDEX)
+    except WeightsError:
+        return False
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[-1] in NETWORKS]
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    return bool(parts) and all(any((folder / part).glob(f"*{ending}")) for part in parts)

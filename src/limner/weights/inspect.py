@@ -11,7 +11,7 @@ from limner.errors import WeightsError
 from limner.weights import detect, embeddings, files, folders, header, lora
 from limner.weights.header import refuse_pickle
 from limner.weights.parts import MODELS, Model
-from limner.weights.standalone import identify_network, known
+from limner.weights.standalone import Standalone, identify_network, known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,14 +47,18 @@ class Report:
         return "\n".join([*lines, *(f"  Note: {notice}" for notice in self.notices)])
 
 
-def inspect(path: Path, models: Sequence[Model] = MODELS) -> Report:
+def inspect(
+    path: Path,
+    models: Sequence[Model] = MODELS,
+    kinds: tuple[Standalone, ...] | None = None,  # of networks alone; None: all known
+) -> Report:
     """What `path` is: a model, a network alone, a LoRA, an embedding, or a file of Limner's own.
 
     Raises WeightsError for a pickle, for a broken file, and for what is none of them: with what it resembles.
     """
     if path.is_dir() and not (path / folders.INDEX).is_file():
-        network = identify_network(path)
-        return _report(network.title, {"network": network.tensors}, {}, {})
+        network = identify_network(path, kinds)
+        return _report(network.title, {"network": network.tensors}, {}, {}, network.notices)
     if path.is_dir():
         return _of_model(detect.identify(path, models=models))
     refuse_pickle(path)
@@ -77,7 +81,9 @@ def inspect(path: Path, models: Sequence[Model] = MODELS) -> Report:
         return _report(
             "a textual-inversion embedding", vectors, {"word": word.name, "places": places}, metadata
         )
-    if network_found := next((kind for kind in known() if kind.fits(tensors)), None):
+    if network_found := next(
+        (kind for kind in (known() if kinds is None else kinds) if kind.fits(tensors)), None
+    ):
         return _report(network_found.title, {"network": tensors}, {}, metadata)
     return _of_model(detect.identify(path, models=models))
 
@@ -85,10 +91,7 @@ def inspect(path: Path, models: Sequence[Model] = MODELS) -> Report:
 def _of_model(found: detect.Found) -> Report:
     where = "a diffusers folder" if found.layout == "folder" else "a single file"
     facts = {"predicts": found.prediction, "trained at": f"{found.model.size} pixels"}
-    report = _report(f"{found.model.title}, {where}", found.tensors, facts, found.metadata)
-    return Report(
-        what=report.what, rows=report.rows, facts=facts, metadata=report.metadata, notices=found.notices
-    )
+    return _report(f"{found.model.title}, {where}", found.tensors, facts, found.metadata, found.notices)
 
 
 def _report(
@@ -96,9 +99,10 @@ def _report(
     parts: Mapping[str, Mapping[str, Tensor]],
     facts: Mapping[str, str],
     metadata: Mapping[str, str],
+    notices: tuple[str, ...] = (),
 ) -> Report:
     rows = tuple(_row(name, tensors) for name, tensors in parts.items())
-    return Report(what=what, rows=rows, facts=facts, metadata=metadata, notices=())
+    return Report(what=what, rows=rows, facts=facts, metadata=metadata, notices=notices)
 
 
 def _row(name: str, tensors: Mapping[str, Tensor]) -> Row:

@@ -3,7 +3,7 @@
 kohya       lora_unet_down_blocks_0_attentions_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha
             lora_te_..., lora_te1_..., lora_te2_...; for XL also in the naming of single files
 diffusers   unet.down_blocks.0...to_q.lora.down.weight, .lora_A.weight, text_encoder..., text_encoder_2...
-            and the oldest: unet....attn1.processor.to_q_lora.down.weight
+            and the oldest: unet....attn1.processor.to_q_lora.down.weight, ...self_attn.to_q_lora.down.weight
 PEFT        base_model.model.down_blocks.0...to_q.lora_A.weight; alpha in adapter_config.json
 """
 
@@ -45,7 +45,8 @@ SIDES = {
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
 }
-OLDEST = re.compile(r"(.*)\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
+OLDEST = re.compile(r"(.*?)(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight")
+PATTERN = re.compile(r"\^?[\w.-]+")  # a name in PEFT's alpha_pattern: the layer's end, or all of it after ^
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,8 +99,11 @@ def is_lora(names: Iterable[str]) -> bool:
 def read(path: Path) -> LoRA:
     """The updates in a LoRA file. Raises WeightsError with the names of what is none, such as the tensors of
     LoHa, LoKr and DoRA, and of those that lack their other half."""
-    tensors = files.read(path)
-    metadata = header.read_metadata(path)
+    return from_tensors(files.read(path), header.read_metadata(path), path)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> LoRA:
+    """The updates among the tensors of the file at `path`. Raises as `read` does."""
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -136,6 +140,8 @@ def attach(
     for (part, spelled), update in file.updates.items():
         candidates = [part] if part else list(places)
         known = [p for p in candidates if p in places and spelled in places[p].names]
+        if len(known) > 1:  # XL's text encoders have the same names and other widths
+            known.sort(key=lambda p: not lora.fits(places[p].network, places[p].names[spelled], update))
         if known:
             found[known[0]][places[known[0]].names[spelled]] = update
         else:
@@ -158,7 +164,9 @@ def attach(
 def _split(name: str) -> tuple[str, str, str] | None:
     """(part, layer, "down", "up" or "alpha") of a tensor's name, or None."""
     if old := OLDEST.fullmatch(name):
-        layer, side = f"{old[1]}.{'to_out.0' if old[2] == 'to_out' else old[2]}", old[3]
+        of_text = old[1].endswith("self_attn")
+        last = f"{old[2]}_proj" if of_text else {"out": "to_out.0"}.get(old[2], f"to_{old[2]}")
+        layer, side = f"{old[1]}.{last}", old[3]
     else:
         ending = next((ending for ending in SIDES if name.endswith("." + ending)), None)
         if ending is None:
@@ -187,10 +195,18 @@ def _update(
     said = settings.get(f"{part}.lora_alpha", settings.get("lora_alpha"))
     pattern = settings.get(f"{part}.alpha_pattern", settings.get("alpha_pattern"))
     if isinstance(pattern, dict):
-        said = next((value for name, value in pattern.items() if f".{layer}".endswith(f".{name}")), said)
+        said = next((value for name, value in pattern.items() if _is_meant(name, layer, path)), said)
     if alpha is not None:
         return Update(down, up, float(alpha.to(torch.float32)))
     return Update(down, up, float(said) if isinstance(said, int | float) else None)
+
+
+def _is_meant(name: str, layer: str, path: Path) -> bool:
+    """Whether PEFT's pattern `name` means `layer`. Patterns that are more than names would be programs."""
+    name = name.replace("\\.", ".").removesuffix("$")
+    if not PATTERN.fullmatch(name):
+        raise WeightsError(f"{path} has an alpha_pattern that is no layer's name: {name!r}")
+    return layer == name[1:] if name.startswith("^") else f".{layer}".endswith(f".{name}")
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, object]:

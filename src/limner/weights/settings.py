@@ -2,6 +2,7 @@
 
 from limner.models.clip import CLIPTextConfig
 from limner.models.kl_vae import KLVAEConfig
+from limner.models.tiny_vae import TinyVAEConfig
 from limner.models.unet import UNetConfig
 
 BETAS = {  # of all models here; Rombach et al. 2022, and Song et al. 2021 for the names
@@ -68,6 +69,26 @@ def vae_settings(config: KLVAEConfig) -> dict[str, object]:
     return settings | ({"shift_factor": config.shift} if config.shift else {})
 
 
+def tiny_vae_settings(config: TinyVAEConfig) -> dict[str, object]:
+    """An AutoencoderTiny."""
+    levels = len(config.blocks)
+    return {
+        "_class_name": "AutoencoderTiny",
+        "in_channels": 3,
+        "out_channels": 3,
+        "encoder_block_out_channels": [config.width] * levels,
+        "decoder_block_out_channels": [config.width] * levels,
+        "block_out_channels": [config.width] * levels,
+        "num_encoder_blocks": list(config.blocks),
+        "num_decoder_blocks": list(reversed(config.blocks)),
+        "latent_channels": config.latents,
+        "upsampling_scaling_factor": 2,
+        "upsample_fn": "nearest",
+        "act_fn": "relu",
+        "scaling_factor": 1.0,
+    }
+
+
 def text_settings(config: CLIPTextConfig) -> dict[str, object]:
     """A CLIPTextModel, with projection where it has one."""
     return {
@@ -88,19 +109,62 @@ def text_settings(config: CLIPTextConfig) -> dict[str, object]:
     }
 
 
-FREE = frozenset(
-    {"architectures", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "projection_dim"}
+FREE = frozenset(  # say nothing about what a network makes of its input
+    {
+        *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "sample_size"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "projection_dim", "addition_embed_type_num_heads"),
+        *(
+            "dropout",
+            "attention_dropout",
+            "initializer_range",
+            "initializer_factor",
+            "gradient_checkpointing",
+        ),
+        *("force_upcast", "upcast_attention", "use_cache", "return_dict", "latent_magnitude", "latent_shift"),
+    }
 )
+USUAL: dict[str, object] = {  # what our networks do, where no configuration of ours has a choice
+    "resnet_time_scale_shift": "default",
+    "resnet_out_scale_factor": 1,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "only_cross_attention": False,
+    "dual_cross_attention": False,
+    "resnet_skip_time_act": False,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "mid_block_add_attention": True,
+    "conditioning_channels": 3,
+    "controlnet_conditioning_channel_order": "rgb",
+    "global_pool_conditions": False,
+    "add_attention": True,
+}
 
 
 def differing(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, tuple[object, object]]:
-    """{setting: (ours, theirs)} of what both name and mean otherwise. One number for all levels is the
-    same as a list of that number."""
+    """{setting: (ours, theirs)} of what both mean otherwise. One number for all levels is the same as a list
+    of that number."""
     return {
         key: (value, theirs[key])
-        for key, value in ours.items()
+        for key, value in (USUAL | ours).items()
         if key not in FREE and key in theirs and not _same(value, theirs[key])
+        if key in ours or theirs[key] is not None
     }
+
+
+def unknown(ours: dict[str, object], theirs: dict[str, object], where: str) -> list[str]:
+    """A notice about what only `theirs` names, if it asks for anything."""
+    more = {
+        key: value
+        for key, value in theirs.items()
+        if key not in ours and key not in USUAL and key not in FREE and not key.startswith("_")
+        if value not in (None, False, [], {})
+    }
+    told = ", ".join(f"{key} ({str(value)[:40]})" for key, value in sorted(more.items()))
+    return [f"passed over in {where}/config.json, as Limner does not know it: {told}"] if more else []
 
 
 def _same(one: object, other: object) -> bool:

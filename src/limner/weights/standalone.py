@@ -16,7 +16,7 @@ from limner.weights.keymap import KeyMap, to_ours
 from limner.weights.maps.controlnet import diffusers_controlnet, ldm_controlnet
 from limner.weights.maps.kl_vae import diffusers_vae, ldm_vae
 from limner.weights.maps.tiny_vae import diffusers_tiny_vae
-from limner.weights.settings import differing, unet_settings, vae_settings
+from limner.weights.settings import differing, tiny_vae_settings, unet_settings, unknown, vae_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,7 @@ class Network:
     kind: Standalone
     path: Path
     tensors: Mapping[str, Tensor]  # under our names, memory-mapped
+    notices: tuple[str, ...] = ()  # about the choice of files, and settings that Limner does not know
 
     @property
     def title(self) -> str:
@@ -66,25 +67,38 @@ class Network:
 
 def control(title: str, config: ControlNetConfig) -> Standalone:
     """A control network of this shape."""
-    kept = ("attention_head_dim", "cross_attention_dim", "norm_num_groups", "norm_eps", "act_fn")
+    settings = unet_settings(config.unet) | {
+        "_class_name": "ControlNetModel",
+        "conditioning_embedding_out_channels": list(config.channels),
+    }
     return Standalone(
         name="controlnet",
         title=title,
         build=lambda: controlnet.ControlNet(config),
         keys=(diffusers_controlnet(config), ldm_controlnet(config), ldm_controlnet(config, "")),
-        settings={key: value for key, value in unet_settings(config.unet).items() if key in kept},
+        settings=settings,
     )
 
 
 def autoencoder(title: str, config: kl_vae.KLVAEConfig) -> Standalone:
     """An autoencoder of this shape."""
-    settings = {key: value for key, value in vae_settings(config).items() if key != "scaling_factor"}
     return Standalone(
         name="vae",
         title=title,
         build=lambda: kl_vae.KLVAE(config),
         keys=(diffusers_vae(), ldm_vae(config, ""), ldm_vae(config)),
-        settings=settings,
+        settings=vae_settings(config),
+    )
+
+
+def small_autoencoder(title: str, config: tiny_vae.TinyVAEConfig) -> Standalone:
+    """A small autoencoder of this shape."""
+    return Standalone(
+        name="tiny_vae",
+        title=title,
+        build=lambda: tiny_vae.TinyVAE(config),
+        keys=(diffusers_tiny_vae(),),
+        settings=tiny_vae_settings(config),
     )
 
 
@@ -95,13 +109,7 @@ def known() -> tuple[Standalone, ...]:
         control("a ControlNet for Stable Diffusion 2", ControlNetConfig(unet=unet.SD21)),
         control("a ControlNet for Stable Diffusion XL", ControlNetConfig(unet=unet.SDXL)),
         autoencoder("an autoencoder for Stable Diffusion 1, 2 or XL", kl_vae.SD),
-        Standalone(
-            name="tiny_vae",
-            title="a small autoencoder for previews (TAESD)",
-            build=lambda: tiny_vae.TinyVAE(tiny_vae.TAESD),
-            keys=(diffusers_tiny_vae(),),
-            settings={},
-        ),
+        small_autoencoder("a small autoencoder for previews (TAESD)", tiny_vae.TAESD),
     )
 
 
@@ -111,18 +119,17 @@ def identify_network(path: Path, kinds: tuple[Standalone, ...] | None = None) ->
     Raises WeightsError when it is none of them.
     """
     kinds = known() if kinds is None else kinds
-    tensors = folders.read_part(path)[0] if path.is_dir() else files.read(path)
+    tensors, notices = folders.read_part(path) if path.is_dir() else (files.read(path), [])
     for kind in kinds:
         if (ours := kind.spelling(tensors)) is None:
             continue
         beside = path / "config.json"
-        if (
-            path.is_dir()
-            and beside.is_file()
-            and (wrong := differing(dict(kind.settings), files.read_json(beside)))
-        ):
-            told = ", ".join(f"{key} is {theirs!r}, not {our!r}" for key, (our, theirs) in wrong.items())
+        theirs = files.read_json(beside) if path.is_dir() and beside.is_file() else {}
+        theirs.pop("scaling_factor", None)  # one shape, and several factors: whoever uses it knows which
+        if wrong := differing(dict(kind.settings), theirs):
+            told = ", ".join(f"{key} is {said!r}, not {our!r}" for key, (our, said) in wrong.items())
             raise WeightsError(f"{path}: tensors as of {kind.title}, but in config.json {told}")
-        return Network(kind=kind, path=path, tensors=ours)
+        notices += unknown(dict(kind.settings), theirs, path.name)
+        return Network(kind=kind, path=path, tensors=ours, notices=tuple(notices))
     names = ", ".join(kind.title for kind in kinds)
     raise WeightsError(f"{path} is none of the networks that Limner can load alone: {names}")
