@@ -28,6 +28,7 @@ from limner.errors import RequestError
 from limner.families.base import ControlOrder, Defaults, Order
 from limner.families.conditions import Encoder, Tower
 from limner.families.sd import StableDiffusion
+from limner.families.stages import DiffusionStage
 from limner.models import clip, kl_vae, unet
 from limner.models.clip import CLIPText
 from limner.models.controlnet import ControlNet, ControlNetConfig
@@ -134,8 +135,7 @@ class Pair:
             encoder=Encoder(tuple(towers)),
             path=VPPath.scaled_linear(),
             prediction=prediction,
-            defaults=Defaults(steps=STEPS, guidance=7.5, sampler="ddim", size=SIZE),
-            grid="leading",
+            defaults=Defaults(steps=STEPS, guidance=7.5, sampler="ddim", size=SIZE, grid="leading"),
             zeros=kind == "xl",
             fingerprint="test",
             device=torch.device("cpu"),
@@ -422,3 +422,38 @@ def test_what_a_mask_keeps_is_kept_at_any_size(sd1: Pair, size: tuple[int, int])
     outside = covered[0, 0] == 0
     assert torch.equal(drawn[:, :, outside], original[:, :, outside])
     assert not torch.equal(drawn, original)
+
+
+def test_requests_may_take_turns(sd1: Pair) -> None:
+    alone = ours(sd1, ORDER)
+    with torch.inference_mode():
+        tiled = sd1.model.plan(replace(ORDER, tiling=True))
+        plain = sd1.model.plan(ORDER)
+        one, other = (plan.stages[0].run(None, NoiseSource([3])) for plan in (tiled, plain))
+        for _ in range(STEPS):
+            next(one)
+            step = next(other)
+        *_, last = plain.stages[1].run(step.x, NoiseSource([3]))
+    assert torch.equal(last.x, alone)
+
+
+def test_a_refiner_takes_what_little_noise_is_left(sd1: Pair) -> None:
+    for name in ("leading", "karras", "trailing"):
+        plan = sd1.model.plan(replace(ORDER, steps=20, grid=name, refiner="itself", refine_from=0.8))
+        base, refiner = plan.stages[:2]
+        assert isinstance(base, DiffusionStage)
+        assert isinstance(refiner, DiffusionStage)
+        assert base.grid.t[-2] >= 200 > refiner.grid.t[0]
+        assert base.steps + refiner.steps == 20
+    with pytest.raises(RequestError, match="leaves one of the models none of 2 steps"):
+        sd1.model.plan(replace(ORDER, steps=2, refiner="itself", refine_from=0.01))
+
+
+def test_a_mask_and_a_second_pass_are_at_odds(sd1: Pair) -> None:
+    with pytest.raises(RequestError, match="would redraw what a mask keeps"):
+        sd1.model.plan(replace(ORDER, image=pixels(), mask=mask(), enlarge=2.0))
+
+
+def test_loras_in_the_negative_prompt_are_reported(sd1: Pair) -> None:
+    plan = sd1.model.plan(replace(ORDER, negative_prompt="blurry <lora:ink:1>"))
+    assert plan.warnings == ("LoRAs in the negative prompt were left out: name them in the prompt",)

@@ -72,7 +72,7 @@ def test_the_table_of_betas_is_the_folders(folder: Path, tmp_path: Path) -> None
     assert not torch.equal(drawn(load(folder)), before)
     file.write_text('{"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"}')
     model = load(folder)
-    assert (model.prediction, model.grid) == ("v", "trailing")
+    assert (model.prediction, model.defaults.grid) == ("v", "trailing")
     assert model.path.alphas[-1] == 0
     assert drawn(model).isfinite().all()
     file.write_text('{"beta_schedule": "sigmoid"}')
@@ -134,6 +134,13 @@ def test_learned_words_are_read_and_heard(folder: Path, tmp_path: Path) -> None:
     save_file({"clip_l": torch.zeros(1, 24), "clip_g": torch.zeros(1, 16)}, words / "ofxl.safetensors")
     model = load(folder, Wishes(embeddings=words))
     assert set(model.encoder.embeddings) == {"mydog"}
+    save_file(update(), words / "ink.safetensors")
+    (words / "old.pt").write_bytes(b"pickle")
+    model = load(folder, Wishes(embeddings=words))
+    assert model.notices == (
+        "ink.safetensors was passed over: it holds no learned word",
+        "old.pt was passed over: it is a pickle; see `limner convert`",
+    )
     order = replace(ORDER, prompt="a mydog outside")
     assert not torch.equal(drawn(model, order), drawn(load(folder), order))
     assert torch.equal(drawn(model), drawn(load(folder)))

@@ -27,7 +27,7 @@ def image() -> Picture:
 def test_without_pictures_there_are_none() -> None:
     order = order_of(Request(**ALL))
     assert (order.image, order.mask, order.controls) == (None, None, ())
-    assert size_of(Request(**ALL)) is None
+    assert size_of(Request(**(ALL | {"size": None})), (32, 48)) == (32, 48)
 
 
 def test_a_mask_fades_outwards() -> None:
@@ -56,7 +56,7 @@ def test_what_is_transparent_in_a_mask_is_drawn() -> None:
 
 def test_drawing_on_around_a_picture() -> None:
     request = Request(**(ALL | {"size": None}), image=image(), extend=(8, 0, 4, 16), feather=0)
-    assert size_of(request) == (48, 60)
+    assert size_of(request, (64, 64)) == (48, 60)
     order = order_of(Request(**(ALL | {"size": (48, 60)}), image=image(), extend=(8, 0, 4, 16), feather=0))
     assert order.image is not None
     assert order.mask is not None
@@ -100,3 +100,19 @@ def test_sides() -> None:
         Request(prompt="a cat", extend=(8, 0, 0, 0))
     told = Request(prompt="a cat", image=image(), extend=(8, 0, 0, 0)).to_dict()
     assert told["extend"] == [8, 0, 0, 0]
+
+
+def test_large_photographs_are_drawn_at_the_models_size() -> None:
+    photo = Picture(Image.new("RGB", (400, 300)))
+    assert size_of(Request(prompt="a cat", image=photo), (100, 100)) == (88, 112)
+    assert size_of(Request(prompt="a cat", image=photo), (256, 256)) == (300, 400)
+    kept = Request(prompt="a cat", image=photo, mask=Picture(Image.new("L", (400, 300), 255)))
+    assert size_of(kept, (100, 100)) == (300, 400)
+
+
+def test_a_mask_without_any_transparency_marks_by_its_colours() -> None:
+    levels = np.full((32, 48, 4), 255, np.uint8)
+    levels[16:, :, :3] = 0
+    made = order_of(Request(**ALL, image=image(), mask=Picture(Image.fromarray(levels)), feather=0)).mask
+    assert made is not None
+    assert made.sum() == 16 * 48

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -335,3 +336,17 @@ def test_a_model_without_one_tensor_is_no_model(single: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be compared"):
         detect.identify(single, models=())
     assert replace(tiny.MODEL, name="x") != tiny.MODEL
+
+
+@pytest.mark.parametrize("to", ["folder", "single"])
+def test_training_down_to_no_signal_is_kept(folder: Path, tmp_path: Path, to: Any) -> None:
+    (file,) = folder.glob(f"*/{folders.PATH_FILE}")
+    files.write_json(
+        files.read_json(file) | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, file
+    )
+    out, _ = convert(folder, tmp_path / "out.safetensors", to=to, models=tiny.MODELS)
+    found = detect.identify(out, models=tiny.MODELS)
+    assert found.table["rescale_betas_zero_snr"] is True
+    assert found.prediction == "v"
+    back, _ = convert(out, tmp_path / "back", to="folder", models=tiny.MODELS)
+    assert detect.identify(back, models=tiny.MODELS).table["rescale_betas_zero_snr"] is True

@@ -115,5 +115,7 @@ def test_without_a_connection_it_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
-    with pytest.raises(WeightsError, match=r"a/b is not wholly on this disk, and .* Broken: no route to host"):
+    with pytest.raises(
+        WeightsError, match=r"a/b is not wholly on this disk, and .* Broken: no route to host"
+    ):
         hub.fetch("a/b")

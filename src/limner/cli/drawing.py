@@ -1,6 +1,7 @@
 """limner imagine, replay, words."""
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limner.cli.options import ModelOption
+from limner.cli.options import (
+    DeviceOption,
+    EmbeddingsOption,
+    LorasOption,
+    ModelOption,
+    PredictionOption,
+    TypeOption,
+    VariantOption,
+)
 from limner.cli.screen import console, visible, watch
 from limner.errors import RequestError
 
@@ -44,14 +53,16 @@ def imagine(
     extend: Annotated[
         str | None,
         typer.Option(
-            metavar="LEFT,TOP,RIGHT,BOTTOM", help="Draw on around --image, so many pixels at each side."
+            metavar="LEFT,TOP,RIGHT,BOTTOM",
+            help="Draw on around --image, so many pixels LEFT,TOP,RIGHT,BOTTOM.",
         ),
     ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PICTURE=NETWORK[:WEIGHT]",
-            help="Follow a picture by a control network's file or folder. Repeatable.",
+            metavar="PICTURE=NETWORK[:WEIGHT[:START:END]]",
+            help="Follow PICTURE by a control network's file or folder, as NETWORK:WEIGHT:START:END with "
+            "shares of the steps. Repeatable.",
         ),
     ] = None,
     enlarge: Annotated[float, typer.Option(help="Draw again, so many times larger, 1 to 4.")] = 1.0,
@@ -69,17 +80,15 @@ def imagine(
         str, typer.Option(help="What weights in the prompt do: mean, plain, comfy, ignore.")
     ] = "mean",
     rescale: Annotated[float, typer.Option(help="Of guidance, 0 to 1, against overexposure.")] = 0.0,
-    loras: Annotated[Path | None, typer.Option(help="Folder of LoRAs for <lora:NAME:WEIGHT>.")] = None,
-    embeddings: Annotated[Path | None, typer.Option(help="Folder of learned words.")] = None,
+    loras: LorasOption = None,
+    embeddings: EmbeddingsOption = None,
     preview_by: Annotated[
         Path | None, typer.Option(help="A TAESD to watch pictures by, instead of rough colours.")
     ] = None,
-    prediction: Annotated[
-        str | None, typer.Option(help="eps or v, where a published file does not say it.")
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    prediction: PredictionOption = None,
+    variant: VariantOption = None,
+    dtype: TypeOption = None,
+    device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("limner-out"),
     sheet: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Save all pictures as one sheet, too.")
@@ -161,14 +170,23 @@ def replay(
     model: Annotated[
         str | None, typer.Option(help="Draw with this model instead of the one named in the file.")
     ] = None,
+    loras: LorasOption = None,
+    embeddings: EmbeddingsOption = None,
+    prediction: PredictionOption = None,
+    variant: VariantOption = None,
+    dtype: TypeOption = None,
+    device: DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Save what was drawn in this folder, too.")] = None,
 ) -> None:
     """Draw a saved picture again from what its file says, and compare. Exit code 1 if any pixel differs."""
+    from limner.families.base import Wishes
     from limner.pipeline import replay as again
     from limner.pipeline.load import load
 
     named = again.read_record(file).request.model or "mini"
-    done = again.replay(file, load(named if model is None else model))
+    wishes = Wishes(prediction=prediction, variant=variant, dtype=dtype, loras=loras, embeddings=embeddings)
+    pipeline = load(named if model is None else model, device=device, wishes=wishes)
+    done = again.replay(file, pipeline)
     if out is not None:
         for path in done.result.save(out, grid=done.record.grid):
             print(path)
@@ -253,19 +271,17 @@ def _no_words(query: str, category: str | None, elsewhere: Iterable[str]) -> str
 
 
 def _control(text: str) -> "Control":
-    """A control from PICTURE=NETWORK[:WEIGHT]."""
+    """A control from PICTURE=NETWORK[:WEIGHT[:START:END]]."""
     from limner.pipeline.picture import Picture
     from limner.pipeline.request import Control
 
     picture, equals, network = text.partition("=")
-    name, colon, weight = network.rpartition(":")
-    if not equals:
-        raise RequestError(f'--control takes PICTURE=NETWORK[:WEIGHT], got "{text}"')
+    match = re.fullmatch(r"(.*?)(?::([0-9.]+))?(?::([0-9.]+):([0-9.]+))?", network)
+    if not equals or match is None:
+        raise RequestError(f'--control takes PICTURE=NETWORK[:WEIGHT[:START:END]], got "{text}"')
+    name, *numbers = match.groups()
     try:
-        return (
-            Control(image=Picture.open(picture), model=name, weight=float(weight))
-            if colon
-            else Control(image=Picture.open(picture), model=network)
-        )
+        weight, start, end = (float(said or usual) for said, usual in zip(numbers, (1, 0, 1), strict=True))
     except ValueError:
-        return Control(image=Picture.open(picture), model=network)  # a colon of the path
+        raise RequestError(f'--control "{text}": WEIGHT, START and END are numbers such as 0.8') from None
+    return Control(image=Picture.open(picture), model=name, weight=weight, start=start, end=end)

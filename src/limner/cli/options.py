@@ -12,3 +12,11 @@ ModelOption = Annotated[
 DetectorOption = Annotated[
     Path | None, typer.Option(help="Weights of a [detect] run, if not the detector that comes with Limner.")
 ]
+LorasOption = Annotated[Path | None, typer.Option(help="Folder of LoRAs for <lora:NAME:WEIGHT>.")]
+EmbeddingsOption = Annotated[Path | None, typer.Option(help="Folder of learned words.")]
+PredictionOption = Annotated[
+    str | None, typer.Option(help="eps or v, where a published file does not say it.")
+]
+VariantOption = Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")]
+TypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

@@ -162,6 +162,12 @@ def _checked(steps: int, most: int | None = None) -> int:
     return steps
 
 
+def _highest(path: VPPath) -> float:
+    """The largest finite noise level of a path: its last, or on a path to alpha = 0 the last but one."""
+    levels = path.level(torch.tensor([path.start, path.start - 1], dtype=torch.float64))
+    return float(levels[levels.isfinite()][0])
+
+
 def named(name: str, path: VPPath, steps: int) -> Grid:
     """The grid that GRIDS calls `name`. Raises RequestError for another name and for steps it cannot have."""
     if name not in GRIDS:
@@ -174,6 +180,6 @@ GRIDS: dict[str, Callable[[VPPath, int], Grid]] = {
     "trailing": trailing,
     "linspace": linspace,
     "uniform": uniform,
-    "karras": karras,
-    "exponential": exponential,
+    "karras": lambda path, steps: karras(path, steps, high=_highest(path)),
+    "exponential": lambda path, steps: exponential(path, steps, high=_highest(path)),
 }

@@ -22,6 +22,7 @@ class Defaults:
     guidance: float  # scale; 1 is the prompt alone
     sampler: str  # a name in diffusion.samplers.SAMPLERS
     size: tuple[int, int]  # (height, width) in pixels
+    grid: str | None = None  # a name in diffusion.grids.GRIDS; None: the model has its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

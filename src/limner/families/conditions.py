@@ -37,11 +37,10 @@ class Encoded:
 
     context: Float[Tensor, "1 n d"]
     pooled: Float[Tensor, "1 p"] | None  # of the last tower; None where it has no projection
-    said: str  # such as "83 of 150 tokens, 2 chunks"
 
 
 class Encoder:
-    """Lines -> Encoded. Towers are joined along d; each is asked once per line and wish."""
+    """Lines -> Encoded. Towers are joined along d."""
 
     def __init__(self, towers: tuple[Tower, ...], embeddings: Mapping[str, Vectors] | None = None) -> None:
         self.towers = towers
@@ -53,17 +52,24 @@ class Encoder:
 
         Raises RequestError for a layer or an emphasis that there is none of.
         """
-        lengths = {name: len(vectors[0]) for name, vectors in self.embeddings.items()}
-        chunks = split(line, self.tokenizer.encode, lengths)
+        chunks = self._chunks(line)
         contexts, pooled = [], None
         for index, tower in enumerate(self.towers):
             context, projected = self._ask(index, chunks, skip)
-            weights = context.new_tensor([_frame(tower, chunk)[1] for chunk in chunks])
+            weights = torch.tensor([_frame(tower, chunk)[1] for chunk in chunks], device=context.device)
             empty = self._ask(index, (Chunk(),), skip)[0] if emphasis == "comfy" else None
             weighed = emphasise(emphasis, context, weights, empty)
             contexts.append(rearrange(weighed, "chunks n d -> 1 (chunks n) d"))
             pooled = None if projected is None else projected[:1]  # the first chunk speaks for all
-        return Encoded(torch.cat(contexts, -1), pooled, token_count(chunks))
+        return Encoded(torch.cat(contexts, -1), pooled)
+
+    def count(self, line: Line) -> str:
+        """How long a line is, such as "83 of 150 tokens, 2 chunks"."""
+        return token_count(self._chunks(line))
+
+    def _chunks(self, line: Line) -> tuple[Chunk, ...]:
+        lengths = {name: len(vectors[0]) for name, vectors in self.embeddings.items()}
+        return split(line, self.tokenizer.encode, lengths)
 
     def _ask(self, index: int, chunks: tuple[Chunk, ...], skip: int | None) -> tuple[Tensor, Tensor | None]:
         tower = self.towers[index]

@@ -74,14 +74,13 @@ class StableDiffusion:
     path: VPPath
     prediction: str  # eps or v
     defaults: Defaults
-    grid: str  # a name in diffusion.grids.GRIDS
     zeros: bool  # an empty negative prompt is told as zeros (SDXL)
     fingerprint: str
     device: torch.device
     notices: tuple[str, ...] = ()  # about the files, to be said with every picture
     control_network: Callable[[str], "ControlNet"]  # by file or folder; raises WeightsError
     companion: Callable[[str], "StableDiffusion"]  # another model by file or folder; raises WeightsError
-    adapt: Callable[[tuple[Lora, ...]], None]  # puts exactly these LoRAs in place; raises RequestError
+    adapt: Callable[[tuple[Lora, ...]], None]  # puts exactly these LoRAs in place; asked before every call
     small_decoder: "TinyVAE | None" = None  # to be watched by; None: each latent is one pixel
 
     # -- the way of a request --------------------------------------------------------------------------------
@@ -93,32 +92,38 @@ class StableDiffusion:
         asked, (order, notices) = order, self._fitted(order)
         prompt = parse(order.prompt)
         loras, warnings = prompt.loras()
-        self.adapt(loras)
-        for part in (self.unet, self.vae):
-            seamless(part, order.tiling)
-        grid = grids.named(order.grid or self.grid, self.path, order.steps)
+        if parse(order.negative_prompt, compose=False).networks:
+            warnings += ("LoRAs in the negative prompt were left out: name them in the prompt",)
+        self.adapt(loras)  # what is wrong with them is heard of before anything is drawn
+        if order.mask is not None and order.enlarge != 1:
+            raise RequestError("a second pass would redraw what a mask keeps; leave out the mask, or enlarge")
+        grid = grids.named(order.grid or self.defaults.grid or "karras", self.path, order.steps)
         if order.refiner and order.image is not None:
             raise RequestError("a refiner finishes pictures drawn from noise; leave it out, or the image")
-        if order.refiner and not 0 < round(grid.steps * order.refine_from) < grid.steps:
+        if order.refiner and not 0 < self._own(order, grid) < grid.steps:
             raise RequestError(
-                f"refine_from {order.refine_from:g} of {grid.steps} steps leaves one of the models none; "
-                f"change one of them"
+                f"refine_from {order.refine_from:g} leaves one of the models none of {grid.steps} steps; "
+                "change it, or take more steps"
             )
         stages: list[Stage] = []
         if order.image is None:
             stages += self._passes(order, grid, order.size)
         else:
             stages += self._from_picture(order, grid, order.image)
-        stages.append(self.decoder())
+        stages.append(self.decoder(order.tiling))
         if order.enlarge != 1:
             size = self._rounded(tuple(round(side * order.enlarge) for side in order.size))
             second = replace(order, size=size, image=None, mask=None)
             rest = self._last(grid, order.enlarge_strength)
-            stages += [resize(size), self.vae_encoder(), *self._passes(second, rest, size, order.steps)]
-            stages.append(self.decoder())
+            stages += [
+                resize(size),
+                self.vae_encoder(order.tiling),
+                *self._passes(second, rest, size, order.steps),
+            ]
+            stages.append(self.decoder(order.tiling))
         if asked.image is not None and asked.mask is not None and order.enlarge == 1:
             stages.append(paste(asked.image.to(self.device), asked.mask.to(self.device)))
-        told = [self._count(prompt, order)]
+        told = [self._count(prompt)]
         return Plan(
             stages=tuple(stages),
             notices=(*self.notices, *notices, *(said for said in told if said)),
@@ -129,24 +134,33 @@ class StableDiffusion:
         self, order: Order, grid: Grid, size: tuple[int, int], earlier: int = 0
     ) -> list[DiffusionStage]:
         """From noise, or from what the stage before drew, along `grid`; the refiner takes the last steps."""
-        own = round(grid.steps * order.refine_from) if order.refiner else grid.steps
+        own = self._own(order, grid)
         first = self.stage(order, grid, size, earlier=earlier)
-        if order.refiner is None or not 0 < own < grid.steps:
+        if order.refiner is None or own == grid.steps:
             return [first]
         refiner = self.companion(order.refiner)
         if refiner.vae.config != self.vae.config:
             raise RequestError(f"the refiner {order.refiner} works on latents of another kind")
-        refiner.adapt(())
-        second = refiner.stage(order, grid, size, earlier=earlier)
+        alone = replace(order, controls=())  # they were made for the base
+        second = refiner.stage(alone, grid, size, earlier=earlier, plain=True)
+        if own == 0:  # of a second pass
+            return [replace(second, name="refiner")]
         return [
             replace(first, grid=grid.part(0, own)),
             replace(second, grid=grid.part(own, grid.steps), midway=True, tag=first.tag + 1, name="refiner"),
         ]
 
+    def _own(self, order: Order, grid: Grid) -> int:
+        """How many steps of a grid are not the refiner's: it is for little noise, t below its share of the
+        table, wherever a grid has its steps."""
+        if order.refiner is None:
+            return grid.steps
+        return int((grid.t[:-1] >= (1 - order.refine_from) * self.path.steps).sum())
+
     def _from_picture(self, order: Order, grid: Grid, image: Tensor) -> list[DiffusionStage]:
         """Begin on the latents of a picture; with a mask, keep what it does not cover."""
         image = image.to(self.device)
-        known = self.encode(image)
+        known = self.encode(image, tiling=order.tiling)
         begin: Tensor | None = known
         grid = self._last(grid, order.strength)
         if order.mask is None:
@@ -159,7 +173,7 @@ class StableDiffusion:
             begin = None  # nothing of the picture is left at the first step
         beside: Tensor | None = None
         if self.unet.config.inputs > known.shape[1]:
-            beside = torch.cat([covered, self.encode(image * (1 - mask))], 1)
+            beside = torch.cat([covered, self.encode(image * (1 - mask), tiling=order.tiling)], 1)
         stage = self.stage(order, grid, order.size, beside=beside)
         if beside is None:
             stage = replace(stage, denoise=guidance.kept(stage.denoise, known, covered))
@@ -173,9 +187,10 @@ class StableDiffusion:
         *,
         beside: Tensor | None = None,
         earlier: int = 0,
+        plain: bool = False,
     ) -> DiffusionStage:
-        """Diffusion of latents for pictures of `size` along `grid`."""
-        denoise = self.denoise(order, grid, size, beside=beside, earlier=earlier)
+        """Diffusion of latents for pictures of `size` along `grid`; see `denoise` for the rest."""
+        denoise = self.denoise(order, grid, size, beside=beside, earlier=earlier, plain=plain)
         factor, channels = self.vae.config.factor, self.vae.config.latents
         return DiffusionStage(
             denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
@@ -196,10 +211,11 @@ class StableDiffusion:
         grid: Grid,
         size: tuple[int, int],
         *,
-        beside: Tensor | None = None,
-        earlier: int = 0,
+        beside: Tensor | None = None,  # further input channels, of networks that inpaint
+        earlier: int = 0,  # steps of the pass before, when this is the second
+        plain: bool = False,  # without the LoRAs of the prompt, which were made for another model
     ) -> Denoise:
-        """(x, t) -> x0, guided. `beside` are further input channels, of networks that inpaint."""
+        """(x, t) -> x0, guided. LoRAs and edges are put in place at every call: requests may take turns."""
         if beside is None and self.unet.config.inputs != self.vae.config.latents:
             raise RequestError("this model was made for masks; give a picture and a mask")
         if order.guidance < 1:
@@ -210,9 +226,8 @@ class StableDiffusion:
             for network, control in zip(networks, order.controls, strict=True)
         )
         prompt, negative = parse(order.prompt), parse(order.negative_prompt, compose=False)
-        cache: dict[
-            tuple[tuple[Line, ...], tuple[Line, ...]], tuple[tuple[float, ...], tuple[Said, ...]]
-        ] = {}
+        loras = () if plain else prompt.loras()[0]
+        cache: dict[tuple[Lines, Lines], Told] = {}
 
         def said(step: int) -> Told:
             lines = prompt.at(step, grid.steps, earlier=earlier)
@@ -242,14 +257,17 @@ class StableDiffusion:
         predict = predictions.v if self.prediction == "v" else predictions.eps
 
         def branches(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            self.adapt(loras)
+            for network in (self.unet, *networks):
+                seamless(network, order.tiling)
             step = grid.step(float(t[0]))
             weights, calls = said(step)
             x0s: list[Tensor] = []
             for told in calls:
                 rows = len(told.context)
                 several = repeat(x, "b ... -> (r b) ...", r=rows), repeat(t, "b -> (r b)", r=rows)
-                network = partial(ask, told=told, step=step)
-                x0s += predict(network, self.path)(*several).chunk(rows)
+                asked = partial(ask, told=told, step=step)
+                x0s += predict(asked, self.path)(*several).chunk(rows)
             if len(x0s) == len(weights):  # no guidance: the prompt alone
                 return x0s[0], x0s[0]
             *conds, uncond = x0s
@@ -274,7 +292,7 @@ class StableDiffusion:
         if self.zeros and not alone and not order.negative_prompt:
             last = encoded[-1]
             empty = None if last.pooled is None else torch.zeros_like(last.pooled)
-            encoded[-1] = Encoded(torch.zeros_like(last.context), empty, last.said)
+            encoded[-1] = Encoded(torch.zeros_like(last.context), empty)
         groups: list[list[tuple[Encoded, bool]]] = []
         for index, one in enumerate(encoded):
             if groups and groups[-1][0][0].context.shape == one.context.shape:
@@ -324,26 +342,30 @@ class StableDiffusion:
 
     # -- pixels and latents ----------------------------------------------------------------------------------
 
-    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Latents of pixels: the mean of the posterior, so that nothing is left to chance."""
+    def encode(self, pixels: Float[Tensor, "b 3 h w"], *, tiling: bool = False) -> Float[Tensor, "b c h2 w2"]:
+        """Latents of pixels: the mean of the posterior, so that nothing is left to chance. In tiles where
+        they are many, unless opposite edges are to fit together, which tiles would not know of."""
         pixels = pixels.to(self.vae.encoder.first.weight.dtype)
-        large = pixels.shape[2] * pixels.shape[3] > WHOLE
+        seamless(self.vae, tiling)
+        large = pixels.shape[2] * pixels.shape[3] > WHOLE and not tiling
         posterior = encode_tiled(self.vae, pixels) if large else self.vae.encode(pixels)
         return self.vae.scaled(posterior.mean).float()
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pixels of latents; in tiles where they are many."""
+    def decode(self, latents: Float[Tensor, "b c h w"], *, tiling: bool = False) -> Float[Tensor, "b 3 H W"]:
+        """Pixels of latents; in tiles as in `encode`."""
         raw = self.vae.unscaled(latents).to(self.vae.encoder.first.weight.dtype)
-        large = raw.shape[2] * raw.shape[3] * self.vae.config.factor**2 > WHOLE
+        seamless(self.vae, tiling)
+        large = raw.shape[2] * raw.shape[3] * self.vae.config.factor**2 > WHOLE and not tiling
         return (decode_tiled(self.vae, raw) if large else self.vae.decode(raw)).float()
 
-    def decoder(self) -> ChangeStage:
+    def decoder(self, tiling: bool) -> ChangeStage:
         """Latents to pixels."""
-        return ChangeStage(change=self.decode, name="decoder")
+        return ChangeStage(change=partial(self.decode, tiling=tiling), name="decoder")
 
-    def vae_encoder(self) -> ChangeStage:
+    def vae_encoder(self, tiling: bool) -> ChangeStage:
         """Pixels to latents."""
-        return ChangeStage(change=self.encode, name="encoder", pixels=False)
+        change = partial(self.encode, tiling=tiling)
+        return ChangeStage(change=change, name="encoder", preview=self.preview)
 
     def preview(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
         """Pixels without asking the autoencoder."""
@@ -383,9 +405,9 @@ class StableDiffusion:
             )
         return grid.part(grid.steps - steps, grid.steps)
 
-    def _count(self, prompt: Prompt, order: Order) -> str:
+    def _count(self, prompt: Prompt) -> str:
         """How many tokens the prompt has, where it is longer than a chunk."""
-        said = [self.encoder.encode(line, skip=order.clip_skip).said for line in prompt.at(0, 1)]
+        said = [self.encoder.count(line) for line in prompt.at(0, 1)]
         return "; ".join(f"the prompt has {one}" for one in said if not one.endswith(" 1 chunk"))
 
 

@@ -1,7 +1,7 @@
 """Stable Diffusion from what lies on the disk: folders, single files, and what may be laid over them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from limner.util.devices import pick_precision
 from limner.util.suggest import suggestion
 from limner.weights import detect, embeddings, files, lora
 from limner.weights.detect import Found
-from limner.weights.folders import INDEX, PATH_FILE
+from limner.weights.folders import INDEX
 from limner.weights.parts import MODELS, Model, Part
 from limner.weights.standalone import identify_network
 
@@ -51,24 +51,30 @@ def load(
     }
     texts = [part for part in found.model.parts if part.folder.startswith("text_encoder")]
     towers = tuple(_tower(part, parts[part.folder], found.model) for part in texts)
-    table = _table(found)
-    path_of, grid = _path(table)
+    path_of, grid = _path(found.table)
+    if found.prediction == "eps" and path_of.alphas[-1] == 0:
+        raise WeightsError(
+            f"{path}: noise cannot be predicted where nothing else is left (zero terminal SNR)"
+        )
     xl = bool(parts["unet"].config.sizes)
     overlays = Overlays(found, parts, wishes)
+    words, passed_over = _words(wishes.embeddings, [part.folder for part in texts])
     return StableDiffusion(
         unet=parts["unet"],
         vae=parts["vae"],
-        encoder=Encoder(towers, _words(wishes.embeddings, [part.folder for part in texts])),
+        encoder=Encoder(towers, words),
         path=path_of,
         prediction=found.prediction,
         defaults=replace(
-            DEFAULTS, size=(found.model.size,) * 2, guidance=XL_GUIDANCE if xl else DEFAULTS.guidance
+            DEFAULTS,
+            size=(found.model.size,) * 2,
+            grid=grid,
+            guidance=XL_GUIDANCE if xl else DEFAULTS.guidance,
         ),
-        grid=grid,
         zeros=xl and _zeros(found),
-        fingerprint=fingerprint(found),
+        notices=(*found.notices, *passed_over),
+        fingerprint=fingerprint(found, dtype),
         device=device,
-        notices=found.notices,
         control_network=partial(control_network, device=device, dtype=dtype),
         companion=lru_cache(maxsize=1)(
             lambda name: load(Path(name), device, replace(wishes, prediction=None), models)
@@ -78,10 +84,10 @@ def load(
     )
 
 
-def fingerprint(found: Found) -> str:
+def fingerprint(found: Found, dtype: torch.dtype) -> str:
     """Ten hexadecimal digits of names, shapes and a few numbers of every tensor: a hash of all the gigabytes
     would take longer than loading them."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(dtype).encode())  # other types draw other pictures
     for part, tensors in sorted(found.tensors.items()):
         for name, tensor in sorted(tensors.items()):
             flat = tensor.reshape(-1)
@@ -147,7 +153,7 @@ class Overlays:
                         f"{file.path}: {len(unmatched)} of {len(file.updates)} layers are not in this model: "
                         f"{', '.join(unmatched[:5])}; it was made for another"
                     )
-        except (RequestError, WeightsError):
+        except BaseException:
             for network in self.networks.values():
                 low_rank.detach(network)
             raise
@@ -181,23 +187,29 @@ def _tower(part: Part, network: Any, model: Model) -> Tower:
     return Tower(network=network, pad=0 if second else 49_407, skip=2 if xl else 1, norm=not xl)
 
 
-def _words(folder: Path | None, encoders: list[str]) -> dict[str, Vectors]:
-    """The learned words in a folder by what to type. Those made for other encoders are passed over: folders
-    hold words of several families."""
+def _words(folder: Path | None, encoders: list[str]) -> tuple[dict[str, Vectors], tuple[str, ...]]:
+    """The learned words in a folder by what to type, and notices of files that are none. Words made for other
+    encoders are passed over in silence: folders hold those of several families."""
     found: dict[str, Vectors] = {}
-    for path in sorted(folder.rglob("*.safetensors")) if folder else []:
-        embedding = embeddings.read(path)
+    notices = []
+    for path in sorted(folder.rglob("*")) if folder else []:
+        if path.suffix in (".pt", ".bin", ".ckpt"):
+            notices.append(f"{path.name} was passed over: it is a pickle; see `limner convert`")
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            embedding = embeddings.read(path)
+        except WeightsError:
+            notices.append(f"{path.name} was passed over: it holds no learned word")
+            continue
         if set(embedding.vectors) == set(encoders):
-            found[embedding.name] = tuple(embedding.vectors[name] for name in encoders)
-    return found
+            if embedding.name in found:
+                notices.append(f"{path.name} was passed over: another file has the word {embedding.name!r}")
+            found.setdefault(embedding.name, tuple(embedding.vectors[name] for name in encoders))
+    return found, tuple(notices)
 
 
-def _table(found: Found) -> dict[str, Any]:
-    files_there = sorted(found.path.glob(f"*/{PATH_FILE}")) if found.layout == "folder" else []
-    return dict(files.read_json(files_there[0])) if files_there else {}
-
-
-def _path(table: dict[str, Any]) -> tuple[VPPath, str]:
+def _path(table: Mapping[str, Any]) -> tuple[VPPath, str]:
     """The path of a folder's table of betas, and the grid that its pictures want."""
     start, end = float(table.get("beta_start", 0.00085)), float(table.get("beta_end", 0.012))
     steps = int(table.get("num_train_timesteps", 1000))
@@ -218,7 +230,8 @@ def _path(table: dict[str, Any]) -> tuple[VPPath, str]:
 def _zeros(found: Found) -> bool:
     file = found.path / "model_index.json"
     index = files.read_json(file) if file.is_file() else {}
-    return bool(index.get("force_zeros_for_empty_prompt", True))
+    refiner = all(part.folder != "text_encoder" for part in found.model.parts)
+    return bool(index.get("force_zeros_for_empty_prompt", not refiner))
 
 
 FAMILY = Family(

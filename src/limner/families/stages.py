@@ -82,7 +82,7 @@ class ChangeStage:
 
     change: Change
     name: str  # such as "decoder"
-    pixels: bool = True  # whether pixels come out, and not latents
+    preview: Change | None = None  # what comes out as pixels; None: it is pixels
     steps: int = 1
 
     def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
@@ -91,7 +91,7 @@ class ChangeStage:
         yield Step(0, 1, changed, changed)
 
     def look(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        return x0 if self.pixels else x0[:, :3]
+        return x0 if self.preview is None else self.preview(x0)
 
 
 def resize(size: tuple[int, int]) -> ChangeStage:

@@ -1,5 +1,7 @@
 """From a request to what a model is given: pictures become pixels, masks fade."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -57,11 +59,17 @@ def order_of(request: Request) -> Order:
     )
 
 
-def size_of(request: Request) -> tuple[int, int] | None:
-    """(height, width) of the picture to begin with and what is drawn on around it; None without one."""
+def size_of(request: Request, usual: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) to draw where a request leaves it open: the model's `usual` one; that of the picture to
+    begin with and what is drawn on around it; its shape at the usual number of pixels where it has over twice
+    as many, unless a mask says what is to stay as it is."""
     if request.image is None:
-        return None
+        return usual
     (width, height), (left, top, right, bottom) = request.image.image.size, request.extend
+    area = usual[0] * usual[1]
+    if width * height > 2 * area and request.mask is None and not any(request.extend):
+        share = math.sqrt(area / (width * height))
+        height, width = (max(8, round(side * share / 8) * 8) for side in (height, width))
     return height + top + bottom, width + left + right
 
 
@@ -92,7 +100,10 @@ def _pixels(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]
 def _marked(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
     """1 where a mask is white, or transparent, and 0 where it is black."""
     image = picture.image
-    marked = ImageChops.invert(image.getchannel("A")) if image.mode == "RGBA" else image.convert("L")
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    if alpha is not None and alpha.getextrema()[0] == 255:
+        alpha = None  # nothing is transparent: colours mark
+    marked = image.convert("L") if alpha is None else ImageChops.invert(alpha)
     levels = np.asarray(ImageOps.fit(marked, size[::-1], Image.Resampling.BILINEAR))
     return rearrange(torch.from_numpy(levels > 127), "h w -> 1 1 h w").float()
 

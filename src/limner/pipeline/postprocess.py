@@ -35,6 +35,8 @@ SAMPLER_NAMES = {  # ours -> as infotext writes them
     "lcm": "LCM",
 }
 
+EMPHASES = {"mean": None, "plain": "No norm", "ignore": "None"}  # ours -> as infotext writes them
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
@@ -61,9 +63,9 @@ def infotext(record: Record) -> str:
         "Model hash": record.weights,
         "Model": request.model,
         "Style": request.style,
-        "Denoising strength": request.strength if request.image else None,
+        "Denoising strength": _strength(request),
         "Clip skip": request.clip_skip,
-        "Emphasis": None if request.emphasis == "mean" else request.emphasis,
+        "Emphasis": EMPHASES.get(request.emphasis, request.emphasis),
         "CFG Rescale phi": request.rescale or None,
         "Hires upscale": None if request.enlarge == 1 else request.enlarge,
         "Refiner": request.refiner,
@@ -79,6 +81,12 @@ def infotext(record: Record) -> str:
         ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
     )
     return "\n".join(lines)
+
+
+def _strength(request: Request) -> float | None:
+    if request.enlarge != 1:
+        return request.enlarge_strength
+    return request.strength if request.image else None
 
 
 def save(image: Image.Image, folder: Path, record: Record) -> Path:

@@ -59,7 +59,8 @@ def read_record(path: Path) -> Record:
     try:
         asked = Request.from_dict(request)
     except RequestError as error:
-        raise RequestError(f"the Limner request in {path} is damaged: {error}") from None
+        wrong = "needs its pictures" if "picture" in str(error) else "is damaged"
+        raise RequestError(f"the Limner request in {path} {wrong}: {error}") from None
     if open_choices := [name for name in CHOSEN if request.get(name) is None]:
         raise RequestError(f"the Limner request in {path} does not say its {', '.join(open_choices)}")
     return Record(request=asked, weights=weights, grid=grid, version=str(version))

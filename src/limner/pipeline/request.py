@@ -44,6 +44,8 @@ class Control:
     end: float = 1.0  # share of the steps until which it is heard
 
     def __post_init__(self) -> None:
+        if not isinstance(self.image, Picture):
+            raise RequestError(f"a control follows a Picture, got {self.image!r}; see Picture.open")
         if not isinstance(self.model, str) or not self.model:
             raise RequestError(f"a control needs the file or folder of its network, got {self.model!r}")
         for name in ("weight", "start", "end"):

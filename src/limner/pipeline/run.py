@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from limner.diffusion.samplers import Step
 from limner.errors import EngineError, RequestError
 from limner.families.base import Model
 from limner.pipeline.order import cut_out, order_of, size_of
@@ -95,7 +96,8 @@ class Pipeline:
             steps=defaults.steps if request.steps is None else request.steps,
             guidance=defaults.guidance if request.guidance is None else request.guidance,
             sampler=request.sampler or defaults.sampler,
-            size=request.size or (size_of(request) if request.image else defaults.size),
+            size=request.size or size_of(request, defaults.size),
+            grid=request.grid or defaults.grid,
             model=self.name,
         )
 
@@ -116,7 +118,7 @@ class Pipeline:
         pixels: Tensor | None = None
         done = 0
         for stage in plan.stages:
-            for step in stage.run(pixels, noise):
+            for step in _told_of_memory(stage.run(pixels, noise), stage.name):
                 done += 1
                 if done < total:
                     yield Progress(index=done - 1, total=total, stage=stage.name, preview=stage.look(step.x0))
@@ -135,6 +137,18 @@ class Pipeline:
             warnings=plan.warnings,
         )
         yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
+
+
+def _told_of_memory(steps: Iterator[Step], stage: str) -> Iterator[Step]:
+    """The steps; an EngineError where memory runs out."""
+    try:
+        yield from steps
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise EngineError(
+            f"memory ran out in the {stage}; ask for fewer or smaller pictures, or another type of weights"
+        ) from None
 
 
 def _check_finite(pixels: Float[Tensor, "b _ h w"], seeds: tuple[int, ...], stage: str) -> None:

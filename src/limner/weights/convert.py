@@ -79,10 +79,23 @@ def _convert(
         for part in found.model.parts
     }
     if to == "single":
-        single_file.write(target, found.model, tensors, prediction=found.prediction)
+        single_file.write(
+            target,
+            found.model,
+            tensors,
+            prediction=found.prediction,
+            zero_snr=bool(found.table.get("rescale_betas_zero_snr")),
+        )
     else:
         extras = folders.extras(path) if path.is_dir() else tokenizers(found.model)
-        folders.write(target, found.model, tensors, prediction=found.prediction, extras=extras)
+        folders.write(
+            target,
+            found.model,
+            tensors,
+            prediction=found.prediction,
+            table=found.table,
+            extras=extras,
+        )
     return target, found.notices
 
 

@@ -35,6 +35,7 @@ class Found:
     layout: Layout
     tensors: Mapping[str, Mapping[str, Tensor]]  # part -> its tensors under published names, memory-mapped
     prediction: str  # what its U-Net predicts: "eps" or "v"
+    table: Mapping[str, object]  # of betas, as `folders.PATH_FILE` has it; empty: the usual one
     notices: tuple[str, ...]  # to be shown to whoever draws
     metadata: Mapping[str, str]  # of a single file
 
@@ -75,7 +76,7 @@ def identify(
         folder = folders.read(path, variant)
         model = _model(path, "folder", folder.tensors, models)
         said, where = folder.prediction, "its folder"
-        tensors, metadata = folder.tensors, {}
+        tensors, metadata, table = folder.tensors, {}, folder.table
         notices = [*folder.notices, *_check_settings(path, model, folder)]
     else:
         whole = files.read(path)
@@ -83,6 +84,7 @@ def identify(
         model = _model(path, "single", whole, models)
         tensors, notices = single_file.split(model, whole)[0], []
         said, where = single_file.prediction(path, whole, metadata)
+        table = {"rescale_betas_zero_snr": True} if "ztsnr" in whole else {}
         if any(name.startswith("model_ema.") for name in whole):
             notices.append(f"{path.name} holds averaged weights as well; they are left aside")
     if prediction and said and prediction != said:
@@ -102,6 +104,7 @@ def identify(
         layout="folder" if path.is_dir() else "single",
         tensors=tensors,
         prediction=found,
+        table=table,
         notices=tuple(notices),
         metadata=metadata,
     )

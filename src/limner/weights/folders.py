@@ -28,6 +28,7 @@ class Folder:
     tensors: Mapping[str, Mapping[str, Tensor]]  # part -> its tensors, under published names
     settings: Mapping[str, Mapping[str, object]]  # part -> its config.json
     prediction: str | None  # what its networks predict: "eps", "v" or "x0"; None: it does not say
+    table: Mapping[str, object]  # of betas: its PATH_FILE; empty where there is none
     notices: tuple[str, ...]
 
 
@@ -46,11 +47,14 @@ def read(path: Path, variant: str | None = None) -> Folder:
             settings[name] = files.read_json(path / name / "config.json")
             notices += notice
     said: object = None
+    table: dict[str, object] = {}
     for file in path.glob(f"*/{PATH_FILE}"):
-        said = files.read_json(file).get("prediction_type", "epsilon")
+        table = files.read_json(file)
+        said = table.get("prediction_type", "epsilon")
         if said not in PREDICTIONS:
             raise WeightsError(f"{file}: Limner does not know the prediction_type {said!r}")
-    return Folder(tensors, settings, PREDICTIONS[said] if isinstance(said, str) else None, tuple(notices))
+    predicts = PREDICTIONS[said] if isinstance(said, str) else None
+    return Folder(tensors, settings, predicts, table, tuple(notices))
 
 
 def read_part(path: Path, variant: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
@@ -84,6 +88,7 @@ def write(
     tensors: Mapping[str, Mapping[str, Tensor]],
     *,
     prediction: str = "eps",
+    table: Mapping[str, object] | None = None,  # of betas, where it is not the usual one
     variant: str | None = None,
     extras: Mapping[str, bytes] | None = None,  # more files by their place in the folder, such as tokenizers
     size: int = files.SHARD,  # bytes of one file at most
@@ -113,8 +118,9 @@ def write(
                 index[part.folder.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
         names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
         folder = PATH_FILE.removesuffix("_config.json")
-        files.write_json(BETAS | {"prediction_type": names[prediction]}, beside / folder / PATH_FILE)
-        index[folder] = ["diffusers", BETAS["_class_name"]]
+        betas = BETAS | dict(table or {}) | {"prediction_type": names[prediction]}
+        files.write_json(betas, beside / folder / PATH_FILE)
+        index[folder] = ["diffusers", betas["_class_name"]]
         if model.pipeline.startswith("StableDiffusionXL"):
             index["force_zeros_for_empty_prompt"] = "text_encoder" in tensors
             if "text_encoder" not in tensors:

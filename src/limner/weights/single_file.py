@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from limner.weights import files
@@ -51,12 +52,17 @@ def write(
     tensors: Mapping[str, Mapping[str, Tensor]],
     *,
     prediction: str = "eps",
+    zero_snr: bool = False,  # whether it was trained down to no signal at all
 ) -> None:
     """Write `model` with `tensors`, {part: tensors under our names}, as one file. What it predicts is
     said in the metadata, in the words of ModelSpec 1.0."""
     theirs: dict[str, Tensor] = {}
     for part in model.parts:
         theirs |= to_theirs(part.single_keys(part.config, part.prefix), tensors[part.folder])
+    if zero_snr:  # marks without numbers, as other programs write and read them
+        theirs |= {
+            name: torch.zeros(0) for name in ("ztsnr", "v_pred") if prediction == "v" or name == "ztsnr"
+        }
     said = {"v": "v", "eps": "epsilon"}.get(prediction, prediction)
     files.save(
         theirs, path, {"format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.prediction_type": said}
