@@ -14,8 +14,12 @@ from jaxtyping import install_import_hook
 install_import_hook("limner", "beartype.beartype")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none, and those marked `huge` unless `-m` names them."""
+    if "huge" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("huge"):
+                item.add_marker(pytest.mark.skip(reason="run by hand, with -m huge"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -1,7 +1,7 @@
 """Stable Diffusion at its full size, with random weights: from disk to pictures as diffusers has them.
 
-Slow, and large: 9 GB of disk and 12 GB of memory for 1.5, 11 and 14 for the U-Net of XL. With `-s` it says
-what it found.
+Run by hand, `pytest -m huge -s`: 9 GB of disk and 12 GB of memory for 1.5, 11 and 14 for the U-Net of XL; it
+says what it found.
 """
 
 import gc
@@ -29,7 +29,7 @@ from limner.weights.parts import SD15, TEXT, UNET
 from limner.weights.settings import BETAS
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.huge,
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
