@@ -47,7 +47,7 @@ def test_infotext_with_everything() -> None:
     assert infotext(Record(request=request, weights="ab", grid=True, version="9")) == (
         "a\nb\nNegative prompt: a dog\n"
         "Steps: 16, Sampler: DPM++ 2M, CFG scale: 2.25, Seed: 7, Size: 128x192, Model hash: ab, "
-        'Model: "C:/x, y", Style: flat, Batch size: 4, Version: limner 9'
+        'Model: "x, y", Style: flat, Batch size: 4, Version: limner 9'
     )
 
 
@@ -187,3 +187,14 @@ def test_foreign_and_broken_files(tmp_path: Path) -> None:
         read_record(whole)
     with pytest.raises(RequestError, match="is not a whole picture"):
         read_record(tmp_path)
+
+
+def test_infotext_does_not_tell_where_a_model_lies() -> None:
+    request = replace(
+        REQUEST, model="/home/me/models/fox.v2.safetensors", refiner="/home/me/refiner", grid="karras"
+    )
+    text = infotext(Record(request=request, weights="0123456789"))
+    assert "Model: fox.v2, " in text
+    assert "Refiner: refiner, " in text
+    assert "Schedule type: Karras, " in text
+    assert "/home" not in text

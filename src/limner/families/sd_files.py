@@ -20,7 +20,7 @@ from limner.nn import lora as low_rank
 from limner.text.prompt import Lora
 from limner.util.devices import pick_precision
 from limner.util.suggest import suggestion
-from limner.weights import detect, embeddings, files, lora
+from limner.weights import detect, embeddings, files, hub, lora
 from limner.weights.detect import Found
 from limner.weights.folders import INDEX
 from limner.weights.parts import MODELS, Model, Part
@@ -77,7 +77,12 @@ def load(
         device=device,
         control_network=partial(control_network, device=device, dtype=dtype),
         companion=lru_cache(maxsize=1)(
-            lambda name: load(Path(name), device, replace(wishes, prediction=None), models)
+            lambda name: load(
+                hub.fetch(name, wishes.variant) if hub.is_id(name) else Path(name),
+                device,
+                replace(wishes, prediction=None),
+                models,
+            )
         ),
         adapt=overlays.adapt,
         small_decoder=None if wishes.preview is None else _small_decoder(wishes.preview, device),

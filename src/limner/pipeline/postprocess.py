@@ -61,14 +61,14 @@ def infotext(record: Record) -> str:
         "Seed": request.seed,
         "Size": f"{request.size[1]}x{request.size[0]}",
         "Model hash": record.weights,
-        "Model": request.model,
+        "Model": _name(request.model),
         "Style": request.style,
         "Denoising strength": _strength(request),
         "Clip skip": request.clip_skip,
         "Emphasis": EMPHASES.get(request.emphasis, request.emphasis),
         "CFG Rescale phi": request.rescale or None,
         "Hires upscale": None if request.enlarge == 1 else request.enlarge,
-        "Refiner": request.refiner,
+        "Refiner": _name(request.refiner),
         "Refiner switch at": request.refine_from if request.refiner else None,
         "Tiling": "True" if request.tiling else None,
         "Batch size": request.count if record.grid else None,
@@ -81,6 +81,11 @@ def infotext(record: Record) -> str:
         ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
     )
     return "\n".join(lines)
+
+
+def _name(model: str | None) -> str | None:
+    """A model without its folder: where it lies is nobody else's business."""
+    return model and Path(model).name.removesuffix(".safetensors")
 
 
 def _strength(request: Request) -> float | None:
