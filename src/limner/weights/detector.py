@@ -15,10 +15,10 @@ SHIPPED = Path(__file__).with_name("detector") / "detector.safetensors"  # packa
 
 
 def shipped() -> Path:
-    """The detector that comes with the package. Raises WeightsError when this copy has none."""
+    """The detector that comes with the package. Raises WeightsError where there is none, as yet."""
     if not SHIPPED.is_file():
         raise WeightsError(
-            f"this copy of Limner comes without its detector ({SHIPPED}); install it anew, or train one with "
+            f"no detector comes with this version of Limner (there is no {SHIPPED}); train one with "
             "`limner train configs/detector.toml` and name its weights by --detector"
         )
     return SHIPPED
