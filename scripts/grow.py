@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from safetensors.torch import load_file
 from torch import Tensor
 
 from limner.weights import files, header
@@ -47,7 +46,7 @@ def main() -> None:
     metadata = header.read_metadata(chosen.source)
     network = json.loads(metadata["network"])
     shape = network["PixelDiT"]
-    tensors = grown(load_file(chosen.source), shape["patch"], chosen.factor)
+    tensors = grown(files.read(chosen.source), shape["patch"], chosen.factor)
     shape["patch"] *= chosen.factor
     shape["size"] *= chosen.factor
     files.save(tensors, chosen.target, metadata | {"network": json.dumps(network)})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from limner.errors import WeightsError
-from limner.weights.files import load, save
+from limner.weights.files import load, packed, read, save
 
 
 class Net(nn.Module):
@@ -85,3 +85,19 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_packed_weights_take_a_byte_a_number_and_come_back_within_half_a_step(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(2)
+    scales = torch.logspace(-4, 1, 64)[:, None]  # rows of very different size keep their own precision
+    wide = torch.randn(64, 4, 16, generator=generator) * scales[:, :, None]
+    given = {"wide": wide, "zero": torch.zeros(64, 64), "bias": torch.randn(5000, generator=generator)}
+    save(packed(given), tmp_path / "small.safetensors", {"kept": "yes"})
+    back = read(tmp_path / "small.safetensors")
+    assert sorted(back) == sorted(given)
+    step = wide.abs().amax((1, 2), keepdim=True) / 127
+    assert ((back["wide"] - wide).abs() <= step * 0.5001).all()
+    assert torch.equal(back["zero"], given["zero"])
+    assert torch.equal(back["bias"], given["bias"].bfloat16())  # vectors are few, and stay as they were
+    assert (tmp_path / "small.safetensors").stat().st_size < 4096 + 4096 + 2 * 5000 + 2 * 64 * 4 + 700
+    assert torch.equal(read(tmp_path / "small.safetensors")["wide"], back["wide"])

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from limner.errors import WeightsError
@@ -58,12 +57,9 @@ def load(path: Path, model: nn.Module, ema: EMA, optimizers: Optimizers) -> dict
 def start_from(path: Path, model: nn.Module, ema: EMA, published: set[str]) -> None:
     """Begin with the weights that another run published; what is never published stays as initialised.
 
-    Raises WeightsError when a tensor is missing or of another shape.
+    Raises WeightsError when the file cannot be read, or a tensor is missing or of another shape.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} holds no published weights to start from: {error}.") from None
+    tensors = files.read(path)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name not in published:

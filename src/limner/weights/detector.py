@@ -46,7 +46,7 @@ def calibrate(path: Path, calibration: Calibration) -> None:
     Raises WeightsError for a file that is missing or no safetensors file.
     """
     metadata = header.read_metadata(path) | {"calibration": json.dumps(asdict(calibration))}
-    files.save(files.read(path), path, metadata)
+    files.save(files.read(path, as_stored=True), path, metadata)
 
 
 def _refuse(metadata: dict[str, str], role: str, path: Path) -> None:

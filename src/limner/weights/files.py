@@ -21,6 +21,8 @@ from limner.weights import header
 from limner.weights.keymap import listing
 
 Network = TypeVar("Network", bound=nn.Module)
+PACKED = 4096  # numbers of a tensor, at least, that is worth packing
+ROWS = ".rows"  # after the name of a packed tensor: the scales of its rows
 SHARD = 10_000_000_000  # bytes of a file, at most, where a network may be spread over several
 
 
@@ -82,8 +84,9 @@ def fill(
     return network.eval().requires_grad_(False)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of all that a `.index.json` names, memory-mapped on the CPU.
+def read(path: Path, *, as_stored: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of all that a `.index.json` names, memory-mapped on the CPU. What
+    is `packed` comes unpacked, unless it is wanted `as_stored`.
 
     Raises WeightsError when a file is missing, is a pickle, or is not whole.
     """
@@ -94,9 +97,10 @@ def read(path: Path) -> dict[str, Tensor]:
     names = header.read_header(path).tensors
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from None
+    return tensors if as_stored else unpacked(tensors)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -130,6 +134,37 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half the size of bfloat16: matrices as whole numbers from -127 to 127 in int8, and beside each, as
+    `NAME.rows`, what one of them stands for in each row, in float32. Small tensors become bfloat16."""
+    small: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2 or tensor.numel() < PACKED:
+            small[name] = tensor.to(torch.bfloat16)
+            continue
+        rows = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        small[name + ROWS] = rows
+        small[name] = (tensor.float() / _along(rows, tensor)).round().to(torch.int8)
+    return small
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `packed` was given, within half a step of its whole numbers; others as they are."""
+    small = {
+        name for name, tensor in tensors.items() if tensor.dtype == torch.int8 and name + ROWS in tensors
+    }
+    scales = {name + ROWS for name in small}
+    return {
+        name: tensor.float() * _along(tensors[name + ROWS], tensor) if name in small else tensor
+        for name, tensor in tensors.items()
+        if name not in scales
+    }
+
+
+def _along(rows: Tensor, tensor: Tensor) -> Tensor:
+    return rows.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
 def save_shards(
