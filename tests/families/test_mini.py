@@ -193,3 +193,7 @@ def test_a_vocabulary_of_another_length(tiny: Path, tmp_path: Path) -> None:
     save(load_file(path), path, metadata)
     with pytest.raises(WeightsError, match="words in the header for"):
         mini.load(tmp_path, torch.device("cpu"))
+
+
+def test_larger_pictures_are_decided_in_more_noise() -> None:
+    assert (mini.grid_shift(48), mini.grid_shift(96)) == (3, 6)

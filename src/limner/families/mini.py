@@ -26,10 +26,15 @@ from limner.util.suggest import suggestion
 from limner.weights import files, header
 
 DEFAULTS = Defaults(steps=16, guidance=2.5, sampler="ddpm", size=(192, 192))  # of the shipped weights
-GRID_SHIFT = 3.0  # of the grid towards noise: flat pictures stay readable there, so shapes are decided early
 UPSCALE_NOISE = 0.05  # how worn the upscaler takes the small picture to be; it was trained on 0 to 0.2
 SIDES = (64, 1024)  # least and most side that may be asked for, in pixels
 BASE, UPSCALER = "base.safetensors", "upscaler.safetensors"  # in a model's folder
+
+
+def grid_shift(side: int) -> float:
+    """How far the grid lies towards noise, for pictures of side x side pixels: 3 at 48, as flat pictures stay
+    readable there and shapes are decided early; in proportion beyond (SD3 eq. 23)."""
+    return 3 * side / 48
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +156,7 @@ class Mini:
         denoise = guidance.static_threshold(guided)
         diffusion = DiffusionStage(
             denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
-            grid=grids.shifted(self.path, order.steps, GRID_SHIFT),
+            grid=grids.shifted(self.path, order.steps, grid_shift(self.base.config.size)),
             sampler=SAMPLERS[order.sampler],
             shape=self.shape,
             device=self.device,

@@ -8,7 +8,7 @@ from limner.diffusion import grids, guidance
 from limner.diffusion.paths import FlowPath
 from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import ddpm, lcm
-from limner.families.mini import GRID_SHIFT
+from limner.families.mini import grid_shift
 from limner.models.pixel_dit import PixelDiT
 
 
@@ -35,7 +35,7 @@ def rollout(
     def noise(_: int = 0) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    grid = grids.shifted(FlowPath(), steps, GRID_SHIFT)
+    grid = grids.shifted(FlowPath(), steps, grid_shift(size))
     if model.config.guidance_channels:
         told = torch.full((len(tokens),), scale, device=device)
         denoise, sampler = guidance.static_threshold(bound(model, tokens, pad, told)), lcm

@@ -21,7 +21,7 @@ from torch import Tensor
 from limner.diffusion import guidance, losses
 from limner.diffusion.paths import shift
 from limner.errors import ConfigError
-from limner.families.mini import GRID_SHIFT
+from limner.families.mini import grid_shift
 from limner.models.pixel_dit import PixelDiT, PixelDiTConfig
 from limner.train.objectives import denoise
 from limner.train.objectives.denoise import SHEET, Denoise, DenoiseConfig, split
@@ -114,14 +114,15 @@ class FewStep:
         u, length, scale, first = torch.rand(4, moved, generator=generator)
         u = torch.where(first < config.one, 1.0, u.clamp_min(1e-3))
         length = config.shortest * (config.longest / config.shortest) ** length
+        noisier = grid_shift(self.model.config.size)
         empty = self.base.tokens([()]).expand(moved, -1)
         width = whole.tokens.shape[1] - empty.shape[1]
         device = whole.x0.device
         moves = Moves(
             x0=whole.x0[plain:],
             noise=whole.noise[plain:],
-            t=shift(u, GRID_SHIFT).to(device),
-            r=shift((u - length).clamp_min(0), GRID_SHIFT).to(device),
+            t=shift(u, noisier).to(device),
+            r=shift((u - length).clamp_min(0), noisier).to(device),
             scale=(config.low + (config.high - config.low) * scale).to(device),
             tokens=whole.tokens[plain:],
             empty=torch.nn.functional.pad(empty, (0, width), value=self.base.tokenizer.pad),
