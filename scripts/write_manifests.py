@@ -61,6 +61,8 @@ class Original:
     context_dim: int = 768
     use_linear: bool = True
     adm_in_channels: int = 0
+    num_classes: int = 0  # numbers, each with a vector of its own
+    disable_self_attentions: tuple[bool, ...] = (False,) * 4
 
     @property
     def widths(self) -> list[int]:
@@ -93,7 +95,9 @@ def residual(name: str, inputs: int, outputs: int, time: int) -> Named:
         yield from convolution(f"{name}.skip_connection", inputs, outputs, 1)
 
 
-def spatial_transformer(name: str, width: int, depth: int, config: Original) -> Named:
+def spatial_transformer(
+    name: str, width: int, depth: int, config: Original, level: int | None = None
+) -> Named:
     yield from norm(f"{name}.norm", width)
     for end in ("proj_in", "proj_out"):
         if config.use_linear:
@@ -102,7 +106,9 @@ def spatial_transformer(name: str, width: int, depth: int, config: Original) -> 
             yield from convolution(f"{name}.{end}", width, width, 1)
     for index in range(depth):
         block = f"{name}.transformer_blocks.{index}"
-        for which, source in (("attn1", width), ("attn2", config.context_dim)):
+        blind = level is not None and config.disable_self_attentions[level]
+        first = config.context_dim if blind else width
+        for which, source in (("attn1", first), ("attn2", config.context_dim)):
             yield from linear(f"{block}.{which}.to_q", width, width, bias=False)
             yield from linear(f"{block}.{which}.to_k", source, width, bias=False)
             yield from linear(f"{block}.{which}.to_v", source, width, bias=False)
@@ -113,10 +119,10 @@ def spatial_transformer(name: str, width: int, depth: int, config: Original) -> 
             yield from norm(f"{block}.{which}", width)
 
 
-def block(name: str, inputs: int, width: int, depth: int, config: Original) -> Named:
+def block(name: str, inputs: int, width: int, depth: int, config: Original, level: int) -> Named:
     yield from residual(f"{name}.0", inputs, width, 4 * config.model_channels)
     if depth:
-        yield from spatial_transformer(f"{name}.1", width, depth, config)
+        yield from spatial_transformer(f"{name}.1", width, depth, config, level)
 
 
 def way_down(prefix: str, config: Original, kept: list[int]) -> Named:
@@ -127,6 +133,8 @@ def way_down(prefix: str, config: Original, kept: list[int]) -> Named:
     if config.adm_in_channels:
         yield from linear(f"{prefix}label_emb.0.0", config.adm_in_channels, time)
         yield from linear(f"{prefix}label_emb.0.2", time, time)
+    if config.num_classes:
+        yield f"{prefix}label_emb.weight", [config.num_classes, time]
     yield from convolution(f"{prefix}input_blocks.0.0", config.in_channels, width)
     kept.append(width)
     for level, (wide, depth) in enumerate(zip(config.widths, config.transformer_depth, strict=True)):
@@ -134,7 +142,7 @@ def way_down(prefix: str, config: Original, kept: list[int]) -> Named:
             yield from convolution(f"{prefix}input_blocks.{len(kept)}.0.op", width, width)
             kept.append(width)
         for _ in range(2):
-            yield from block(f"{prefix}input_blocks.{len(kept)}", width, wide, depth, config)
+            yield from block(f"{prefix}input_blocks.{len(kept)}", width, wide, depth, config, level)
             kept.append(width := wide)
     yield from residual(f"{prefix}middle_block.0", width, width, time)
     yield from spatial_transformer(f"{prefix}middle_block.1", width, config.middle_depth, config)
@@ -149,7 +157,7 @@ def original_unet(config: Original) -> Named:
         wide, depth = config.widths[level], config.transformer_depth[level]
         for index in range(3):
             name = f"{prefix}output_blocks.{steps - len(kept)}"
-            yield from block(name, width + kept.pop(), wide, depth, config)
+            yield from block(name, width + kept.pop(), wide, depth, config, level)
             width = wide
             if level and index == 2:
                 yield from convolution(f"{name}.{2 if depth else 1}.conv", width, width)
@@ -222,6 +230,131 @@ def controlnet(source: str, original: Original, **config: Any) -> Manifest:
     )
 
 
+# The U-Nets of pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """The values of IF's and Karlo's .yaml that decide shapes."""
+
+    in_channels: int = 3
+    out_channels: int = 6
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_res_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    attention: tuple[bool, ...] = (False, True, True, True)
+    encoder_channels: int = 0  # 0: there is no attention
+    encoder_dim: int = 0  # 0: texts come as wide as encoder_channels, and are not pooled
+    norm_encoder: bool = True
+    disable_self_attentions: bool = False
+    scale_shift: bool = True
+    aug: bool = False
+
+
+def attention_block(name: str, width: int, config: Pixels) -> Named:
+    parts = 1 if config.disable_self_attentions else 3
+    yield from norm(f"{name}.norm", width)
+    yield f"{name}.qkv.weight", [parts * width, width, 1]
+    yield f"{name}.qkv.bias", [parts * width]
+    yield f"{name}.encoder_kv.weight", [2 * width, config.encoder_channels, 1]
+    yield f"{name}.encoder_kv.bias", [2 * width]
+    if config.norm_encoder:
+        yield from norm(f"{name}.norm_encoder", config.encoder_channels)
+    yield f"{name}.proj_out.weight", [width, width, 1]
+    yield f"{name}.proj_out.bias", [width]
+
+
+def original_pixels(config: Pixels, prefix: str = "") -> Named:
+    """UNetModel of deepfloyd_if, and of Karlo, with resblock_updown."""
+    first, widths = config.model_channels, [config.model_channels * m for m in config.channel_mult]
+    time = widths[-1]
+
+    def residual_of(name: str, inputs: int, outputs: int) -> Named:
+        for key, shape in residual(name, inputs, outputs, time):
+            wide = config.scale_shift and ".emb_layers." in key
+            yield key, [2 * shape[0], *shape[1:]] if wide else shape
+
+    yield from linear(f"{prefix}time_embed.0", first, time)
+    yield from linear(f"{prefix}time_embed.2", time, time)
+    if config.aug:
+        yield from linear(f"{prefix}aug_proj.0", first, time)
+        yield from linear(f"{prefix}aug_proj.2", time, time)
+    if config.encoder_dim:
+        yield from norm(f"{prefix}encoder_pooling.0", config.encoder_dim)
+        yield f"{prefix}encoder_pooling.1.positional_embedding", [1, config.encoder_dim]
+        for part in ("k_proj", "q_proj", "v_proj"):
+            yield from linear(f"{prefix}encoder_pooling.1.{part}", config.encoder_dim, config.encoder_dim)
+        yield from linear(f"{prefix}encoder_pooling.2", config.encoder_dim, time)
+        yield from norm(f"{prefix}encoder_pooling.3", time)
+        yield from linear(f"{prefix}encoder_proj", config.encoder_dim, config.encoder_channels)
+    yield from convolution(f"{prefix}input_blocks.0.0", config.in_channels, first)
+    kept, width = [first], first
+    for level, wide in enumerate(widths):
+        for _ in range(config.num_res_blocks[level]):
+            name = f"{prefix}input_blocks.{len(kept)}"
+            yield from residual_of(f"{name}.0", width, wide)
+            if config.attention[level]:
+                yield from attention_block(f"{name}.1", wide, config)
+            kept.append(width := wide)
+        if level + 1 < len(widths):
+            yield from residual_of(f"{prefix}input_blocks.{len(kept)}.0", width, width)
+            kept.append(width)
+    yield from residual_of(f"{prefix}middle_block.0", width, width)
+    if config.encoder_channels:
+        yield from attention_block(f"{prefix}middle_block.1", width, config)
+    yield from residual_of(f"{prefix}middle_block.{2 if config.encoder_channels else 1}", width, width)
+    steps = len(kept)
+    for level in reversed(range(len(widths))):
+        for index in range(config.num_res_blocks[level] + 1):
+            name = f"{prefix}output_blocks.{steps - len(kept)}"
+            yield from residual_of(f"{name}.0", width + kept.pop(), width := widths[level])
+            if config.attention[level]:
+                yield from attention_block(f"{name}.1", width, config)
+            if level and index == config.num_res_blocks[level]:
+                yield from residual_of(f"{name}.{2 if config.attention[level] else 1}", width, width)
+    yield from norm(f"{prefix}out.0", width)
+    yield from convolution(f"{prefix}out.2", width, config.out_channels)
+
+
+def pixels(source: str, original: Pixels, prefix: str = "", **config: Any) -> Manifest:
+    down = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
+    up = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
+    looks, same = original.attention, len(set(original.num_res_blocks)) == 1
+    config |= {
+        "block_out_channels": [original.model_channels * multiple for multiple in original.channel_mult],
+        "layers_per_block": original.num_res_blocks[0] if same else original.num_res_blocks,
+        "down_block_types": [down[here] for here in looks],
+        "up_block_types": [up[here] for here in reversed(looks)],
+        "in_channels": original.in_channels,
+        "out_channels": original.out_channels,
+        "resnet_time_scale_shift": "scale_shift" if original.scale_shift else "default",
+    }
+    network: Any = diffusers.UNet2DModel
+    if original.encoder_channels:
+        network = diffusers.UNet2DConditionModel
+        config |= {
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "cross_attention_dim": original.encoder_channels,
+            "attention_head_dim": 64,
+        }
+    theirs = built(network, **config)
+    return Manifest(
+        source=source, namings={"diffusers": theirs, "original": dict(original_pixels(original, prefix))}
+    )
+
+
+def deepfloyd(source: str, original: Pixels, **config: Any) -> Manifest:
+    return pixels(
+        source,
+        original,
+        encoder_hid_dim=4096,
+        addition_embed_type="text",
+        cross_attention_norm="group_norm",
+        act_fn="gelu",
+        **config,
+    )
+
+
 # Text encoders and autoencoders
 
 
@@ -243,9 +376,9 @@ def original_text(prefix: str, width: int, depth: int) -> Named:
     yield from norm(f"{prefix}ln_final", width)
 
 
-def original_vae(latents: int, quantised: bool, prefix: str = "first_stage_model.") -> Named:
+def original_vae(latents: int, quantised: bool, prefix: str = "first_stage_model.", levels: int = 4) -> Named:
     """ldm.modules.diffusionmodules.model.Encoder and Decoder with ch 128, ch_mult 1 2 4 4, two blocks."""
-    widths = [128, 256, 512, 512]
+    widths = [128, 256, 512, 512][:levels]
     for side in ("encoder", "decoder"):
         encodes = side == "encoder"
         name, width = prefix + side, widths[0] if encodes else widths[-1]
@@ -255,7 +388,7 @@ def original_vae(latents: int, quantised: bool, prefix: str = "first_stage_model
             for index in range(2 if encodes else 3):
                 yield from plain_residual(f"{at}.block.{index}", width, wide)
                 width = wide
-            if encodes and level < 3:
+            if encodes and level + 1 < levels:
                 yield from convolution(f"{at}.downsample.conv", width, width)
             if not encodes and level:
                 yield from convolution(f"{at}.upsample.conv", width, width)
@@ -294,19 +427,43 @@ def text(source: str, width: int, depth: int, original: Shapes, projected: bool 
     return Manifest(source=source, namings={"transformers": published, "original": original})
 
 
-def vae(source: str, latents: int, quantised: bool) -> Manifest:
+def vae(source: str, latents: int, quantised: bool, levels: int = 4) -> Manifest:
     theirs = built(
         diffusers.AutoencoderKL,
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=2,
         latent_channels=latents,
         use_quant_conv=quantised,
         use_post_quant_conv=quantised,
     )
-    original = dict(original_vae(latents, quantised))
+    original = dict(original_vae(latents, quantised, levels=levels))
     return Manifest(source=source, namings={"diffusers": theirs, "original": original})
+
+
+def picture(source: str, width: int, depth: int, heads: int, projection: int) -> Manifest:
+    """A picture tower with patches of 14, as transformers names it."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        projection_dim=projection,
+        patch_size=14,
+    )
+    theirs = built(transformers.CLIPVisionModelWithProjection, config=config)
+    return Manifest(source=source, namings={"transformers": theirs})
+
+
+def projections() -> Manifest:
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+
+    theirs = built(UnCLIPTextProjModel, time_embed_dim=1280, cross_attention_dim=1536)
+    return Manifest(
+        source="text_proj/config.json of karlo-v1-alpha and karlo-v1-alpha-image-variations",
+        namings={"diffusers": theirs},
+    )
 
 
 def first_text(prefix: str) -> Shapes:
@@ -493,6 +650,67 @@ MANIFESTS: dict[str, Callable[[], Manifest]] = {
         REFINER,
         **REFINER_CONFIG,
     ),
+    "unet_x4": lambda: unet(
+        "unet/config.json of stable-diffusion-x4-upscaler; x4-upscaling.yaml of Stability AI",
+        Original(
+            in_channels=7,
+            model_channels=256,
+            channel_mult=(1, 2, 2, 4),
+            transformer_depth=(0, 1, 1, 1),
+            context_dim=1024,
+            num_classes=1000,
+            disable_self_attentions=(True, True, True, False),
+        ),
+        in_channels=7,
+        block_out_channels=(256, 512, 512, 1024),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        cross_attention_dim=1024,
+        num_class_embeds=1000,
+        only_cross_attention=(True, True, True, False),
+        use_linear_projection=True,
+    ),
+    "unet_if_i_xl": lambda: deepfloyd(
+        "config.yml of DeepFloyd/IF-I-XL-v1.0, as diffusers' convert_if.py reads it",
+        Pixels(model_channels=704, encoder_channels=2816, encoder_dim=4096),
+    ),
+    "unet_if_i_l": lambda: deepfloyd(
+        "IF-I-L, as large as its card says (0.9 billion)",
+        Pixels(encoder_channels=1280, encoder_dim=4096),
+    ),
+    "unet_if_i_m": lambda: deepfloyd(
+        "IF-I-M, as large as its card says (0.4 billion)",
+        Pixels(model_channels=192, encoder_channels=768, encoder_dim=4096),
+    ),
+    "unet_if_ii": lambda: deepfloyd(
+        "levels and blocks of IF-II-L as diffusers' convert_if.py counts them; widths are an example",
+        Pixels(
+            in_channels=6,
+            model_channels=128,
+            channel_mult=(1, 2, 3, 4, 4),
+            num_res_blocks=(2, 2, 3, 5, 5),
+            attention=(False, False, False, True, True),
+            encoder_channels=512,
+            encoder_dim=4096,
+            disable_self_attentions=True,
+            aug=True,
+        ),
+        class_embed_type="timestep",
+        only_cross_attention=True,
+        time_embedding_dim=512,
+    ),
+    "decoder_karlo": lambda: pixels(
+        "decoder/config.json of karlo-v1-alpha",
+        Pixels(encoder_channels=1536, norm_encoder=False),
+        "model.",
+        class_embed_type="identity",
+    ),
+    "super_res_karlo": lambda: pixels(
+        "super_res_first/config.json and super_res_last/config.json of karlo-v1-alpha (equal shapes)",
+        Pixels(in_channels=6, out_channels=3, attention=(False,) * 4, scale_shift=False),
+        "model_last_step.",
+        add_attention=False,
+    ),
     "controlnet_sd15": lambda: controlnet(
         "config.json of lllyasviel/control_v11p_sd15_canny; models/cldm_v15.yaml of lllyasviel/ControlNet",
         V1,
@@ -542,6 +760,9 @@ MANIFESTS: dict[str, Callable[[], Manifest]] = {
         4,
         True,
     ),
+    "vae_x4": lambda: vae(
+        "vae/config.json of stable-diffusion-x4-upscaler; x4-upscaling.yaml of Stability AI", 4, True, 3
+    ),
     "vae_flux": lambda: vae(
         "vae/config.json of FLUX.1-dev and stable-diffusion-3-medium (equal shapes); original naming under "
         "the prefix of SD3's single file",
@@ -551,6 +772,22 @@ MANIFESTS: dict[str, Callable[[], Manifest]] = {
     "vae_taesd": lambda: Manifest(
         source="config.json of madebyollin/taesd and taesdxl (equal shapes)",
         namings={"diffusers": built(diffusers.AutoencoderTiny)},
+    ),
+    "prior_karlo": lambda: Manifest(
+        source="prior/config.json of karlo-v1-alpha; prior_1B_vit_l.yaml of kakaobrain/karlo",
+        namings={"diffusers": built(diffusers.PriorTransformer)},
+    ),
+    "text_proj_karlo": projections,
+    "text_karlo": lambda: text("text_encoder/config.json of karlo-v1-alpha", 768, 12, {}, projected=True),
+    "picture_karlo": lambda: picture(
+        "image_encoder/config.json of karlo-v1-alpha-image-variations and stable-diffusion-2-1-unclip-small",
+        1024,
+        24,
+        16,
+        768,
+    ),
+    "picture_sd21_unclip": lambda: picture(
+        "image_encoder/config.json of stable-diffusion-2-1-unclip", 1280, 32, 16, 1024
     ),
     "lora_sd15_kohya": lora_sd15_kohya,
     "lora_sdxl_kohya": lora_sdxl_kohya,

@@ -18,7 +18,7 @@ from limner.cli import main
 from limner.families import FAMILIES, sd_files
 from limner.models import tiny_vae
 from limner.models.controlnet import ControlNetConfig
-from limner.weights import convert, files, folders, inspect, single_file, standalone
+from limner.weights import convert, detect, files, folders, inspect, single_file, standalone
 from limner.weights.convert import tokenizers
 from limner.weights.keymap import to_theirs
 
@@ -83,6 +83,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """Run `main` as a shell would, knowing the small models: (exit code, standard output, standard error)."""
     family = replace(FAMILIES["sd"], load=partial(sd_files.load, models=small.MODELS))
     monkeypatch.setitem(FAMILIES, "sd", family)
+    monkeypatch.setattr("limner.weights.detect.identify", partial(detect.identify, models=small.MODELS))
     network = partial(standalone.identify_network, kinds=KINDS)
     monkeypatch.setattr(sd_files, "identify_network", network)
     look = partial(inspect.inspect, models=small.MODELS, kinds=KINDS)

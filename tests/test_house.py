@@ -158,11 +158,18 @@ def test_design_shows_the_rows_that_are_linted() -> None:
     assert rows == [re.sub("[()]", "", layer) for layer in contract["layers"]]
 
 
-@pytest.mark.parametrize("family", reach.FAMILIES)
+@pytest.mark.parametrize("family", reach.FAMILIES.values(), ids=list(reach.FAMILIES))
 def test_readers_reach(family: str) -> None:
     graph = grimp.build_graph("limner", exclude_type_checking_imports=True, cache_dir=None)
     lines = sum(reach.code(reach.source(module)) for module in reach.reach(family, graph))
     assert 500 < lines < REACH, f"{family} imports {lines} lines of this repository"
+
+
+def test_every_family_has_a_reach() -> None:
+    from limner.families import FAMILIES
+
+    assert list(reach.FAMILIES) == list(FAMILIES)
+    assert all(family.name == name for name, family in FAMILIES.items())
 
 
 def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
@@ -170,7 +177,7 @@ def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
     assert reach.code(text) == 3
 
 
-@pytest.mark.parametrize("family", reach.FAMILIES)
+@pytest.mark.parametrize("family", reach.FAMILIES.values(), ids=list(reach.FAMILIES))
 def test_drawing_needs_only_the_base_install(family: str) -> None:
     graph = grimp.build_graph("limner", include_external_packages=True, cache_dir=None)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

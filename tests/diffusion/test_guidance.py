@@ -158,3 +158,22 @@ def test_what_is_kept_stays_known() -> None:
     known, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
     x0 = guidance.kept(lambda x, t: x + 3, known, mask)(torch.ones(2, 1, 2, 2), torch.zeros(2))
     assert torch.equal(x0[:, 0], torch.tensor([[4.0, 0.0], [0.0, 0.0]]).expand(2, 2, 2))
+
+
+def test_dynamic_threshold_may_be_bounded_from_above() -> None:
+    x0 = torch.tensor([[0.5, -4.0, 3.0, 0.0]])
+    clipped = guidance.dynamic_threshold(lambda x, t: x0, 1.0, most=1.5)(x0, torch.zeros(1))
+    torch.testing.assert_close(clipped, torch.tensor([[0.5 / 1.5, -1.0, 1.0, 0.0]]))
+    only_clipped = guidance.dynamic_threshold(lambda x, t: x0, 1.0, most=1.0)(x0, torch.zeros(1))
+    assert only_clipped.tolist() == [[0.5, -1.0, 1.0, 0.0]]
+    with pytest.raises(RequestError, match="most not below"):
+        guidance.dynamic_threshold(lambda x, t: x0, most=0.5)
+
+
+def test_leaving_layers_out_adds_a_push_of_its_own_scale_where_it_is_wanted() -> None:
+    reduced = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
+    pushed = guidance.without_layers(BRANCHES, lambda x, t: reduced, 2.8 / 5.0, lambda t: float(t[0]) > 0.4)
+    expected = UNCOND + 5.0 * (COND - UNCOND) + 2.8 * (COND - reduced)
+    torch.testing.assert_close(guidance.cfg(pushed, 5.0)(X, T), expected)
+    elsewhere = guidance.without_layers(BRANCHES, never, 0.5, lambda t: False)
+    torch.testing.assert_close(guidance.cfg(elsewhere, 5.0)(X, T), guidance.cfg(BRANCHES, 5.0)(X, T))

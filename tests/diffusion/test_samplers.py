@@ -7,7 +7,8 @@ from torch import Tensor
 from limner.diffusion import grids, samplers
 from limner.diffusion.grids import Grid
 from limner.diffusion.paths import FlowPath, Path, VEPath, VPPath
-from limner.diffusion.samplers import SAMPLERS, Node, Step
+from limner.diffusion.predictions import Uncertain
+from limner.diffusion.samplers import SAMPLERS, Node, Step, ddim, ddpm
 from limner.errors import RequestError
 from limner.util.rng import NoiseSource
 
@@ -202,3 +203,34 @@ def test_lam_at_the_ends_of_the_path() -> None:
 
 def test_names() -> None:
     assert all(function.__name__ == name for name, function in SAMPLERS.items())
+
+
+def test_the_share_of_a_steps_noise_runs_from_the_posteriors_to_that_of_the_path() -> None:
+    """beta_tilde and beta of DDPM, section 3.2, for single steps of a table."""
+    path = VPPath.linear()
+    grid = grids.custom(path, [500, 499], clean=False)
+    x, ones = torch.zeros(1, 2), torch.ones(1, 2)
+
+    def spread(share: float) -> float:
+        sure = Uncertain(lambda x, t: (x, torch.full_like(x, share)))
+        drawn = [list(ddpm(sure, x, grid, noise=lambda i, n=n: n * ones))[-1].x for n in (0.0, 1.0)]
+        return float((drawn[1] - drawn[0])[0, 0]) ** 2
+
+    alphas = path.alphas[499:501] ** 2
+    beta = float(1 - alphas[1] / alphas[0])
+    posterior = float((1 - alphas[0]) / (1 - alphas[1])) * beta
+    assert spread(0.0) == pytest.approx(posterior, rel=1e-5)
+    assert spread(1.0) == pytest.approx(beta, rel=1e-5)
+    assert spread(0.5) == pytest.approx((beta * posterior) ** 0.5, rel=1e-5)
+
+
+def test_where_nothing_is_known_of_the_noise_ddpm_is_ancestral_ddim() -> None:
+    grid = grids.linspace(VPPath.linear(), 5)
+    x = torch.ones(1, 2)
+    sure = Uncertain(lambda x, t: (0.5 * x, torch.zeros_like(x)))
+    noise = lambda i: torch.full((1, 2), float(i))  # noqa: E731
+    wanted = list(ddim(lambda x, t: 0.5 * x, x, grid, noise=noise, eta=1.0))
+    for plain in (sure, lambda x, t: 0.5 * x):
+        found = list(ddpm(plain, x, grid, noise=noise))
+        assert all(torch.allclose(one.x, two.x) for one, two in zip(found, wanted, strict=True))
+    assert torch.equal(sure.wrapped(lambda denoise: lambda x, t: -denoise(x, t))(x, x), -0.5 * x)

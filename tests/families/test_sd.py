@@ -28,6 +28,7 @@ from limner.errors import RequestError
 from limner.families.base import ControlOrder, Defaults, Order
 from limner.families.conditions import Encoder, Tower
 from limner.families.sd import StableDiffusion
+from limner.families.shelf import Shelf
 from limner.families.stages import DiffusionStage
 from limner.models import clip, kl_vae, unet
 from limner.models.clip import CLIPText
@@ -129,19 +130,23 @@ class Pair:
             scaling_factor=VAE.scale_factor,
         ).eval()
         self.control: Any = None
+        unet = filled(UNet(config), self.unet, diffusers_unet(config))
+        vae = filled(KLVAE(VAE), self.vae, diffusers_vae())
+        cpu = torch.device("cpu")
         self.model = StableDiffusion(
-            unet=filled(UNet(config), self.unet, diffusers_unet(config)),
-            vae=filled(KLVAE(VAE), self.vae, diffusers_vae()),
+            shelf=Shelf({"unet": lambda device: unet, "vae": lambda device: vae}, cpu),
+            unet_config=config,
+            vae_config=VAE,
             encoder=Encoder(tuple(towers)),
             path=VPPath.scaled_linear(),
             prediction=prediction,
             defaults=Defaults(steps=STEPS, guidance=7.5, sampler="ddim", size=SIZE, grid="leading"),
             zeros=kind == "xl",
             fingerprint="test",
-            device=torch.device("cpu"),
+            device=cpu,
             control_network=self._control,
             companion=lambda name: self.model,
-            adapt=lambda loras: None,
+            adapt=lambda loras: (),
         )
 
     def _control(self, name: str) -> ControlNet:

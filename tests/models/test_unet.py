@@ -72,6 +72,13 @@ KINDS = {
             "projection_class_embeddings_input_dim": 20 + 5 * 8,
         },
     ),
+    "x4": Kind(
+        ours=replace(unet.X4, channels=(16, 32, 48, 48), context=24, groups=8, heads=2),
+        theirs={
+            **FOUR, **crossed(False, True, True, True), **LINEAR, "attention_head_dim": 2, "in_channels": 7,
+            "num_class_embeds": 1000, "only_cross_attention": (True, True, True, False),
+        },
+    ),
 }  # fmt: skip
 
 
@@ -120,11 +127,16 @@ def test_predictions_are_those_of_the_reference(name: str) -> None:
     ours, theirs = pair(KINDS[name])
     x, timestep, context = inputs(KINDS[name].ours)
     added, arguments = described(KINDS[name].ours)
+    level = torch.tensor([20, 350]) if KINDS[name].ours.levels else None
+    if level is not None:
+        arguments = {"class_labels": level}
     expected = theirs(x, timestep, context, **arguments).sample
-    assert difference(ours(x, timestep, context, added=added), expected) < TOLERANCE
+    assert difference(ours(x, timestep, context, added=added, level=level), expected) < TOLERANCE
     # every input counts, or the comparison above would say little about it
-    assert difference(ours(x, timestep + 40, context, added=added), expected) > 1e-3
-    assert difference(ours(x, timestep, context + 1, added=added), expected) > 1e-3
+    assert difference(ours(x, timestep + 40, context, added=added, level=level), expected) > 1e-3
+    assert difference(ours(x, timestep, context + 1, added=added, level=level), expected) > 1e-3
+    if level is not None:
+        assert difference(ours(x, timestep, context, level=level + 1), expected) > 1e-3
     if added is not None:
         pooled, sizes = added
         assert difference(ours(x, timestep, context, added=(pooled + 1, sizes)), expected) > 1e-3
@@ -190,6 +202,9 @@ def test_what_describes_the_picture_is_asked_for_and_refused() -> None:
         network = UNet(KINDS[name].ours)
         with pytest.raises(ValueError, match=message):
             network(*inputs(KINDS[name].ours), added=given)
+    for name, level, message in (("x4", None, "level` must"), ("sd1", torch.tensor([3] * BATCH), "not be")):
+        with pytest.raises(ValueError, match=message):
+            UNet(KINDS[name].ours)(*inputs(KINDS[name].ours), level=level)
 
 
 def test_shapes_that_cannot_be_are_refused() -> None:
@@ -197,6 +212,8 @@ def test_shapes_that_cannot_be_are_refused() -> None:
         UNetConfig(channels=(320, 640), depths=(1,))
     with pytest.raises(ValueError, match="they come together"):
         UNetConfig(sizes=6)
+    with pytest.raises(ValueError, match="of the same levels"):
+        UNetConfig(blind=(True,))
 
 
 @pytest.mark.parametrize(

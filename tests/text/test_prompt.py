@@ -368,3 +368,9 @@ def test_the_page_has_its_examples_and_its_python_runs() -> None:
     assert len(list(examples())) == 21
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
     exec(compile(block, str(PAGE), "exec"), {})
+
+
+def test_a_line_without_its_weights() -> None:
+    (line,) = parse("a (red:1.2)  fox BREAK [in] snow").at(0, 1)
+    assert (line.plain, line.weighed) == ("a red  fox in snow", True)
+    assert not parse("a red fox").at(0, 1)[0].weighed

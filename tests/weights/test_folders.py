@@ -14,7 +14,7 @@ from limner.errors import WeightsError
 from limner.weights import detect, files, folders, single_file
 from limner.weights.convert import convert, tokenizers
 from limner.weights.inspect import inspect
-from limner.weights.parts import MODELS
+from limner.weights.published import ALL
 
 _spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).with_name("tiny.py"))
 assert _spec is not None
@@ -313,18 +313,132 @@ def test_inspect(folder: Path, single: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-@pytest.mark.parametrize("layout", ["folder", "single"])
-def test_real_models_are_told_apart(model: object, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        (model, layout)
+        for model in ALL
+        for layout in ("folder", "single")
+        if layout == "folder" or model.single
+    ],
+    ids=lambda one: getattr(one, "name", one),
+)
+def test_real_models_are_told_apart(model: Any, layout: Any) -> None:
     """On the meta device, with every published name of every part."""
     parts = {
         part.folder: {
             name: torch.empty(shape, device="meta") for name, shape in detect.manifest(part, layout).items()
         }
         for part in model.parts
+        if layout == "folder" or part.single_keys
     }
     held = parts if layout == "folder" else {name: t for part in parts.values() for name, t in part.items()}
-    assert detect._model(Path("x"), layout, held, MODELS) is model
+    assert detect._model(Path("x"), layout, held, ALL) is model
+
+
+def test_every_network_has_a_class_that_is_looked_for() -> None:
+    for model in ALL:
+        assert model.main in {part.folder for part in model.parts}
+        assert model.optional <= {part.folder for part in model.parts} - {model.main}
+        for part in model.parts:
+            assert part.class_name in part.kind.classes
+            assert set(part.kind.classes) <= set(folders.NETWORKS)
+    assert len({model.name for model in ALL}) == len(ALL)
+
+
+FLOWING = replace(
+    tiny.MODEL,
+    name="flowing",
+    title="Flowing Diffusion",
+    optional=frozenset({"text_encoder"}),
+    predictions=("flow",),
+    parts=(
+        replace(tiny.MODEL.parts[0], prefix="", prefixes=("net.", "model.diffusion_model.")),
+        *tiny.MODEL.parts[1:],
+    ),
+    tables={
+        "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        "prior_scheduler": {"_class_name": "UnCLIPScheduler", "prediction_type": "sample"},
+    },
+)
+
+
+@pytest.mark.parametrize("layout", ["folder", "single"])
+def test_parts_that_a_model_can_do_without(tmp_path: Path, layout: str) -> None:
+    tensors = tiny.random_tensors()
+    del tensors["text_encoder"]
+    path = tmp_path / "m.safetensors"
+    (folders if layout == "folder" else single_file).write(path, FLOWING, tensors)
+    found = detect.identify(path, models=(*tiny.MODELS, FLOWING))
+    assert (found.model, found.absent, found.prediction) == (FLOWING, ("text_encoder",), "flow")
+    assert set(found.tensors) == {"unet", "vae"}
+    for ask in (detect.ours, detect.loader):
+        with pytest.raises(WeightsError, match="has no text_encoder"):
+            ask(found, "text_encoder")
+    assert "not in it: text_encoder" in str(inspect(path, (FLOWING,), ()))
+    other = "single" if layout == "folder" else "folder"
+    out, _ = convert(path, tmp_path / "out", to=other, models=(FLOWING,))
+    again = detect.identify(out, models=(FLOWING,))
+    assert again.absent == ("text_encoder",)
+    for part, held in tensors.items():
+        assert all(torch.equal(tensor, held[key]) for key, tensor in detect.ours(again, part).items())
+    del tensors["unet"]
+    with pytest.raises(WeightsError, match="cannot be written without unet"):
+        (folders if layout == "folder" else single_file).write(tmp_path / "none", FLOWING, tensors)
+
+
+def test_a_folder_keeps_what_it_says_of_each_sampler(tmp_path: Path) -> None:
+    own = {"prior_scheduler": {"clip_sample_range": 5.0}}
+    folders.write(tmp_path / "m", FLOWING, tiny.random_tensors(), table={"shift": 2.5}, tables=own)
+    found = detect.identify(tmp_path / "m", models=(FLOWING,))
+    assert found.table == {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}
+    assert found.tables["prior_scheduler"] == FLOWING.tables["prior_scheduler"] | own["prior_scheduler"]
+    back, _ = convert(tmp_path / "m", tmp_path / "n", to="folder", models=(FLOWING,))
+    assert detect.identify(back, models=(FLOWING,)).tables == found.tables
+    index = files.read_json(back / "model_index.json")
+    assert index["prior_scheduler"] == ["diffusers", "UnCLIPScheduler"]
+    with pytest.raises(WeightsError, match="predicts flow, not 'v'"):
+        detect.identify(back, prediction="v", models=(FLOWING,))
+
+
+@pytest.mark.parametrize("prefix", FLOWING.parts[0].prefixes)
+def test_other_prefixes_are_read_and_the_first_is_written(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "m.safetensors"
+    single_file.write(path, FLOWING, tiny.random_tensors())
+    first = load_file(path)
+    bare = [name for name in first if not name.startswith(("first_stage_model.", "cond_stage_model."))]
+    save_file(
+        {prefix + name if name in bare else name: tensor for name, tensor in first.items()}
+        | {"betas": torch.zeros(2)},
+        path,
+    )
+    found = detect.identify(path, models=(*tiny.MODELS, FLOWING))
+    assert found.model is (
+        FLOWING if prefix == "net." else tiny.MODEL
+    )  # of two that fit the first of the list
+    assert set(found.tensors["unet"]) >= (set(bare) if prefix == "net." else set())
+
+
+def test_what_is_in_folders_only_is_not_looked_for_in_files(single: Path, tmp_path: Path) -> None:
+    only = replace(
+        tiny.MODEL, parts=tuple(replace(part, single_keys=None) for part in tiny.MODEL.parts), name="only"
+    )
+    with pytest.raises(WeightsError, match="cannot be compared"):
+        detect.identify(single, models=(only,))
+    with pytest.raises(WeightsError, match="written as a folder only"):
+        single_file.write(tmp_path / "x.safetensors", only, tiny.random_tensors())
+
+
+def test_a_picture_tower_beside_stable_diffusion_is_passed_over(folder: Path) -> None:
+    index = files.read_json(folder / "model_index.json")
+    tower = {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    files.write_json(index | tower, folder / "model_index.json")
+    (folder / "image_encoder").mkdir()
+    save_file({"a": torch.zeros(1)}, folder / "image_encoder" / "model.safetensors")
+    files.write_json({}, folder / "image_encoder" / "config.json")
+    found = detect.identify(folder, models=tiny.MODELS)
+    assert found.model is tiny.MODEL
+    assert set(found.tensors) == {"unet", "vae", "text_encoder"}
 
 
 def test_a_model_without_one_tensor_is_no_model(single: Path) -> None:

@@ -50,6 +50,21 @@ def test_only_what_is_needed() -> None:
     }
 
 
+def test_tokenizers_and_picture_towers() -> None:
+    more = (
+        "tokenizer_3/spiece.model",
+        "tokenizer_3/tokenizer.json",
+        "tokenizer_3/old.bin",
+        "prior_tokenizer/merges.txt",
+        "image_encoder/config.json",
+        "image_encoder/model.safetensors",
+    )
+    unseen = set(hub.wanted("a/b", (*NAMES, *more), None)) - set(hub.wanted("a/b", NAMES, None))
+    assert unseen == {"tokenizer_3/spiece.model", "tokenizer_3/tokenizer.json", "prior_tokenizer/merges.txt"}
+    names = (*NAMES, *more, "image_normalizer/diffusion_pytorch_model.safetensors")
+    assert {"image_encoder/model.safetensors", names[-1]} <= set(hub.wanted("a/b", names, None))
+
+
 def test_what_has_no_safetensors() -> None:
     with pytest.raises(
         WeightsError, match="no safetensors of the variant 'bf16'; there are the variants fp16, non_ema"

@@ -6,7 +6,7 @@ from typing import NoReturn
 import typer
 
 from limner import __version__
-from limner.cli import drawing, files, training
+from limner.cli import blending, drawing, enlarging, files, training
 from limner.cli.evaluating import evaluate
 from limner.cli.screen import console, visible
 from limner.cli.training import world
@@ -23,6 +23,8 @@ app.add_typer(evaluate, name="evaluate")
 for command in (
     drawing.imagine,
     drawing.replay,
+    enlarging.upscale,
+    blending.blend,
     drawing.words,
     files.inspect,
     files.convert,

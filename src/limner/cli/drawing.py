@@ -14,7 +14,9 @@ from limner.cli.options import (
     EmbeddingsOption,
     LorasOption,
     ModelOption,
+    OffloadOption,
     PredictionOption,
+    ThenOption,
     TypeOption,
     VariantOption,
 )
@@ -80,6 +82,21 @@ def imagine(
         str, typer.Option(help="What weights in the prompt do: mean, plain, comfy, ignore.")
     ] = "mean",
     rescale: Annotated[float, typer.Option(help="Of guidance, 0 to 1, against overexposure.")] = 0.0,
+    vary: Annotated[
+        Path | None, typer.Option(help="A picture whose content is drawn again (unCLIP models).")
+    ] = None,
+    vary_noise: Annotated[float, typer.Option(help="How loosely, 0 to 1 (SD 2.1 unCLIP).")] = 0.0,
+    skip_layers: Annotated[
+        float, typer.Option(help="Of guidance by leaving layers out, for SD3.5 medium: 2.8.")
+    ] = 0.0,
+    rerank: Annotated[
+        int, typer.Option(help="Draw so many candidates for each picture and keep the best (DALL-E).")
+    ] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of what is drawn token by token: below 1 is surer (DALL-E).")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Likeliest tokens to choose from, 0 for all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Share of the likeliest tokens to choose from.")] = None,
     loras: LorasOption = None,
     embeddings: EmbeddingsOption = None,
     preview_by: Annotated[
@@ -88,6 +105,11 @@ def imagine(
     prediction: PredictionOption = None,
     variant: VariantOption = None,
     dtype: TypeOption = None,
+    offload: OffloadOption = False,
+    then: ThenOption = None,
+    upscale: Annotated[
+        str | None, typer.Option(help="Save each picture larger as well, by what `limner upscale` takes.")
+    ] = None,
     device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("limner-out"),
     sheet: Annotated[
@@ -136,6 +158,13 @@ def imagine(
         clip_skip=clip_skip,
         emphasis=emphasis,
         rescale=rescale,
+        vary=None if vary is None else Picture.open(vary),
+        vary_noise=vary_noise,
+        skip_layers=skip_layers,
+        rerank=rerank,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
     )
     wishes = Wishes(
         prediction=prediction,
@@ -144,20 +173,29 @@ def imagine(
         loras=loras,
         embeddings=embeddings,
         preview=preview_by,
+        offload=offload,
+        then=tuple(then or ()),
     )
     err = console()
     steps_of = load(model, device=device, wishes=wishes).generate(request)
+    if upscale is not None:
+        from limner.pipeline import enlarge as larger
+
+        upscaler = larger.load(upscale, device=device, prompt=prompt)
     result = watch(steps_of, err, show=not (quiet or as_json), preview=preview)
     paths = result.save(out, grid=sheet)
+    enlarged: list[Path] = []
+    if upscale is not None:
+        enlarged = [larger.enlarge_file(path, upscaler, out) for path in paths[: len(result.images)]]
     if as_json:
-        _print_json(result, paths, time.monotonic() - started)
+        _print_json(result, paths, enlarged, time.monotonic() - started)
         return
     if not quiet:
         for notice in result.notices:
             err.print(visible(str(notice)), style="dim", markup=False)
     for warning in result.warnings:
         err.print(f"Warning: {visible(str(warning))}", style="yellow", markup=False)
-    for path in paths:
+    for path in (*paths, *enlarged):
         print(path)
     if not quiet:
         seconds = time.monotonic() - started
@@ -175,6 +213,8 @@ def replay(
     prediction: PredictionOption = None,
     variant: VariantOption = None,
     dtype: TypeOption = None,
+    offload: OffloadOption = False,
+    then: ThenOption = None,
     device: DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Save what was drawn in this folder, too.")] = None,
 ) -> None:
@@ -184,7 +224,15 @@ def replay(
     from limner.pipeline.load import load
 
     named = again.read_record(file).request.model or "mini"
-    wishes = Wishes(prediction=prediction, variant=variant, dtype=dtype, loras=loras, embeddings=embeddings)
+    wishes = Wishes(
+        prediction=prediction,
+        variant=variant,
+        dtype=dtype,
+        loras=loras,
+        embeddings=embeddings,
+        offload=offload,
+        then=tuple(then or ()),
+    )
     pipeline = load(named if model is None else model, device=device, wishes=wishes)
     done = again.replay(file, pipeline)
     if out is not None:
@@ -216,11 +264,12 @@ def words(
     console().print(f"{len(rows)} word{'s' if len(rows) > 1 else ''}", style="dim")
 
 
-def _print_json(result: "Result", paths: list[Path], seconds: float) -> None:
+def _print_json(result: "Result", paths: list[Path], enlarged: list[Path], seconds: float) -> None:
     count = len(result.images)
     told = {
         "files": [str(path) for path in paths[:count]],
         "grid": str(paths[count]) if len(paths) > count else None,
+        **({"upscaled": [str(path) for path in enlarged]} if enlarged else {}),
         "seeds": list(result.seeds),
         "request": result.request.to_dict(),
         "weights": result.weights,
@@ -236,7 +285,8 @@ def _objects(model: str) -> frozenset[str]:
     from limner.weights.header import listed, read_metadata
 
     folder = Path(__file__).parents[1] / "weights" / "mini" if model == "mini" else Path(model)
-    path = folder / "base.safetensors"
+    prior = folder / "prior.safetensors"  # of a DALL-E
+    path = prior if prior.is_file() else folder / "base.safetensors"
     return frozenset(listed(read_metadata(path), "objects", path))
 
 

@@ -20,3 +20,10 @@ PredictionOption = Annotated[
 VariantOption = Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")]
 TypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+ThenOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder or hub id of the next stage of a cascade, such as IF-II; repeat it for more."),
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Keep one network in memory at a time: less memory, same pixels.")
+]

@@ -7,6 +7,7 @@ They stack, innermost first:
     denoise = static_threshold(interval(cfg(both, 4.0), plain, 0.1, 0.9))
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -66,6 +67,20 @@ def autoguidance(main: Denoise, weak: Denoise, scale: float) -> Denoise:
     return cfg(in_turn(main, weak), scale)
 
 
+def without_layers(
+    branches: Branches, reduced: Denoise, scale: float, inside: Callable[[Tensor], bool]
+) -> Branches:
+    """Skip-layer guidance: where `inside(t)`, the prompt's branch is pushed away from what the network says
+    with some of its layers left out, cond + scale (cond - reduced) (published with SD3.5 medium; after Hyung
+    et al. 2024). `cfg` multiplies that by its own scale, so for a total of k give k / scale of guidance."""
+
+    def pushed(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        cond, uncond = branches(x, t)
+        return (cond + scale * (cond - reduced(x, t)) if inside(t) else cond), uncond
+
+    return pushed
+
+
 def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
     """`guided` where low <= t <= high, `plain` elsewhere (Kynkaanniemi et al. 2024, whose sigma is EDM's t).
 
@@ -93,19 +108,25 @@ def static_threshold(denoise: Denoise, limit: float = 1.0) -> Denoise:
     return lambda x, t: denoise(x, t).clamp(-limit, limit)
 
 
-def dynamic_threshold(denoise: Denoise, percentile: float = 0.995, limit: float = 1.0) -> Denoise:
+def dynamic_threshold(
+    denoise: Denoise, percentile: float = 0.995, limit: float = 1.0, most: float = math.inf
+) -> Denoise:
     """x0 clipped to [-s, s] and brought back into [-limit, limit], s the percentile of its absolute values in
-    each picture, at least `limit` (Imagen, section 2.3; figure A.10). For pixels, not latents.
+    each picture, at least `limit` and at most `most` (Imagen, section 2.3; figure A.10). For pixels, not
+    latents.
 
-    Raises RequestError for a percentile outside (0, 1] or limit <= 0.
+    Raises RequestError for a percentile outside (0, 1], limit <= 0, or a `most` below the limit.
     """
-    if not 0 < percentile <= 1 or not limit > 0:
-        raise RequestError(f"need a percentile in (0, 1] and a limit above 0, got {percentile} and {limit}")
+    if not 0 < percentile <= 1 or not 0 < limit <= most:
+        raise RequestError(
+            "need a percentile in (0, 1], a limit above 0 and a most not below it, got "
+            f"{percentile}, {limit} and {most}"
+        )
 
     def thresholded(x: Tensor, t: Tensor) -> Tensor:
         x0 = denoise(x, t)
         s = _each(x0, lambda picture: picture.float().abs().quantile(percentile))
-        s = s.clamp(min=limit).to(x0.dtype)
+        s = s.clamp(limit, most).to(x0.dtype)
         return x0.clamp(-s, s) * (limit / s)
 
     return thresholded

@@ -222,9 +222,12 @@ def sd3_shift(size: tuple[int, int], base: tuple[int, int]) -> float:
     return math.sqrt(size[0] * size[1] / (base[0] * base[1]))
 
 
-def flux_shift(tokens: int) -> float:
-    """FLUX.1-dev's shift factor exp(mu): mu is linear in tokens, 0.5 at 256 and 1.15 at 4096 (1024 px)."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def flux_shift(
+    tokens: int, *, low: float = 0.5, high: float = 1.15, few: int = 256, many: int = 4096
+) -> float:
+    """FLUX.1-dev's shift factor exp(mu): mu is linear in tokens, `low` at `few` and `high` at `many` (1024
+    px)."""
+    return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
 
 def _float(t: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ networks.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,28 @@ from limner.errors import ConfigError
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t: b ..., t: b) -> estimate of x0, shaped as x_t
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t: b ..., timestep: b) -> prediction, shaped as x_t
 Timestep = Callable[[Tensor], Tensor]
+Guess = tuple[Tensor, Tensor]  # x0, and the share of a step's noise as in `Uncertain`; both shaped as x_t
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uncertain:
+    """A denoise function that also says how much fresh noise a step should leave, pixel by pixel: from 0, the
+    posterior's deviation, to 1, that of the noise which the path adds over the step (Nichol & Dhariwal 2021,
+    eq. 15). The sampler `ddpm` hears of it; to all others it is a plain denoise function."""
+
+    guess: Callable[[Tensor, Tensor], Guess]  # (x_t, t)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.guess(x, t)[0]
+
+    def wrapped(self, wrapper: Callable[[Denoise], Denoise]) -> "Uncertain":
+        """With a wrapper from `guidance` around what it says of x0."""
+
+        def guess(x: Tensor, t: Tensor) -> Guess:
+            x0, share = self.guess(x, t)
+            return wrapper(lambda x, t: x0)(x, t), share
+
+        return Uncertain(guess)
 
 
 def unchanged(t: Tensor) -> Tensor:
@@ -38,6 +61,17 @@ def eps(network: Network, path: Path, *, timestep: Timestep = unchanged) -> Deno
         return (x - sigma * network(x, timestep(t))) / alpha
 
     return denoise
+
+
+def eps_and_share(network: Network, path: Path, *, timestep: Timestep = unchanged) -> Uncertain:
+    """Network that predicts the noise and, in as many channels behind it, the share of a step's noise, there
+    from -1 to 1 (Nichol & Dhariwal 2021)."""
+
+    def guess(x: Tensor, t: Tensor) -> Guess:
+        noise, share = network(x, timestep(t)).chunk(2, 1)
+        return eps(lambda x, t: noise, path)(x, t), (share + 1) / 2
+
+    return Uncertain(guess)
 
 
 def v(network: Network, path: Path, *, timestep: Timestep = unchanged) -> Denoise:

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limner.diffusion.grids import Grid
-from limner.diffusion.predictions import Denoise
+from limner.diffusion.predictions import Denoise, Uncertain
 from limner.errors import RequestError
 
 Noise = Callable[[int], Tensor]  # index of a step -> fresh standard normal noise like x (`NoiseSource.draws`)
@@ -104,8 +104,21 @@ def euler_ancestral(
 
 
 def ddpm(denoise: Denoise, x: Float[Tensor, "b *dims"], grid: Grid, *, noise: Noise) -> Iterator[Step]:
-    """Ancestral sampling with the posterior's variance (Ho et al. 2020, eq. 6-7): `ddim` with eta = 1."""
-    return ddim(denoise, x, grid, noise=noise, eta=1.0)
+    """Ancestral sampling with the posterior's variance (Ho et al. 2020, eq. 6-7): `ddim` with eta = 1.
+
+    Of an `Uncertain` denoiser it takes the variance as well. What the path adds over a step is wider than the
+    posterior by sigma_a / sigma_b; between the two, logarithms are mixed (Nichol & Dhariwal 2021, eq. 15).
+    """
+    if not isinstance(denoise, Uncertain):
+        yield from ddim(denoise, x, grid, noise=noise, eta=1.0)
+        return
+    for i, a, b in _steps(grid):
+        x0, share = denoise.guess(x, _told(x, a))
+        below, up = split(a, b, 1.0)
+        x = move(x, x0, a, below)
+        if up > 0:
+            x = x + up * (a.sigma / b.sigma) ** share * noise(i).to(x)
+        yield Step(i, grid.steps, x, x0)
 
 
 def ddim(
@@ -236,9 +249,14 @@ def _steps(grid: Grid) -> Iterator[tuple[int, Node, Node]]:
 
 
 def _ask(denoise: Denoise, x: Tensor, node: Node) -> Tensor:
-    """x0 at a node; the denoiser is told t for each picture, in float32 at least."""
+    """x0 at a node."""
+    return denoise(x, _told(x, node))
+
+
+def _told(x: Tensor, node: Node) -> Tensor:
+    """t for each picture, in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return denoise(x, torch.full((len(x),), node.t, dtype=dtype, device=x.device))
+    return torch.full((len(x),), node.t, dtype=dtype, device=x.device)
 
 
 def _ancestral(x: Tensor, x0: Tensor, a: Node, b: Node, eta: float, noise: Noise, index: int) -> Tensor:

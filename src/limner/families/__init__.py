@@ -1,6 +1,16 @@
 """Families: which parts make a model, in which order, with which defaults."""
 
-from limner.families import mini, sd_files
+from limner.families import cascade_files, dalle_files, flux_files, mini, sd3_files, sd_files, unclip_files
 from limner.families.base import Family
 
-FAMILIES: dict[str, Family] = {"mini": mini.FAMILY, "sd": sd_files.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "mini": mini.FAMILY,
+    "dalle": dalle_files.FAMILY,
+    "sd": sd_files.FAMILY,
+    "sd3": sd3_files.FAMILY,
+    "flux": flux_files.FAMILY,
+    "cascade": cascade_files.FAMILY,
+    "x4": cascade_files.X4_FAMILY,
+    "unclip": unclip_files.FAMILY,
+    "sd_unclip": unclip_files.STABLE_FAMILY,
+}

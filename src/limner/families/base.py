@@ -23,6 +23,7 @@ class Defaults:
     sampler: str  # a name in diffusion.samplers.SAMPLERS
     size: tuple[int, int]  # (height, width) in pixels
     grid: str | None = None  # a name in diffusion.grids.GRIDS; None: the model has its own
+    lcm: "Defaults | None" = None  # where the sampler lcm is asked for; None: these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,11 +61,24 @@ class Order:
     clip_skip: int | None = None  # layer of the text encoders: 1 the last; None: the model's own
     emphasis: str = "mean"  # what weights in prompts do: a name in text.emphasis.EMPHASES
     rescale: float = 0.0  # of guidance, 0 to 1
+    skip_layers: float = 0.0  # of guidance away from the network without some layers; 0: there is none
+    vary: Float[Tensor, "1 3 h2 w2"] | None = None  # pixels whose content is drawn again, of any size
+    vary_noise: float = 0.0  # how loosely, 0 to 1
+    blend: Float[Tensor, "1 3 h3 w3"] | str | None = None  # draw what lies between this and the rest
+    blend_at: float = 0.5  # how far towards it, 0 to 1
+
+    rerank: int = 1  # candidates for each picture, of which the best is kept
+    temperature: float | None = None  # of what is drawn token by token; None: the model's own
+    top_k: int | None = None  # likeliest tokens that are chosen from, 0: all; None: the model's own
+    top_p: float | None = None  # share of the likeliest that are; None: the model's own
 
     def beyond(self) -> tuple[str, ...]:
         """The wishes that not every model can meet, and that this order has."""
         plain = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         return tuple(name for name, usual in plain.items() if not _same(getattr(self, name), usual))
+
+
+BY_TOKENS = ("rerank", "temperature", "top_k", "top_p")  # wishes that only models of tokens can meet
 
 
 def _same(value: object, usual: object) -> bool:
@@ -78,6 +92,7 @@ class Plan:
     stages: tuple[Stage, ...]  # each draws on what the one before has drawn
     notices: tuple[str, ...]  # how words and wishes were understood
     warnings: tuple[str, ...]  # what was asked for and will not be in the picture
+    by_tokens: bool = False  # whether pictures are drawn token by token
 
 
 @runtime_checkable
@@ -106,6 +121,8 @@ class Wishes:
     loras: Path | None = None  # folder of the files that <lora:NAME:WEIGHT> names; None: there are none
     embeddings: Path | None = None  # folder of learned words (textual inversion); None: there are none
     preview: Path | None = None  # a TAESD, to watch pictures by; None: rough colours
+    offload: bool = False  # keep one network at hand at a time: slower, and the same pixels
+    then: tuple[str, ...] = ()  # folders or hub ids of the stages that follow in a cascade
 
     def __post_init__(self) -> None:
         if self.prediction not in (None, "eps", "v"):
@@ -126,6 +143,6 @@ class Family:
     """A recipe: what its weights look like on the disk, and how they become a model."""
 
     name: str
-    folder: Path | None  # weights that come with the package
-    knows: Callable[[Path], bool]  # whether a file or folder may be of this family
+    folder: Path | None = None  # weights that come with the package
+    marks: tuple[str, ...] = ()  # files of our own training, each of which tells; (): `detect` does
     load: Callable[[Path, torch.device, Wishes], Model]  # raises WeightsError

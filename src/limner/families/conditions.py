@@ -4,7 +4,7 @@ line of a prompt -> chunks of 77 tokens -> each tower -> weighed -> joined
                  -> context 1 (chunks 77) d, pooled 1 p
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from limner.diffusion.sphere import slerp
 from limner.errors import RequestError
 from limner.models.clip import CLIPText
 from limner.text.clip_tokenizer import BEGIN, END, CLIPTokenizer
@@ -42,7 +43,11 @@ class Encoded:
 class Encoder:
     """Lines -> Encoded. Towers are joined along d."""
 
-    def __init__(self, towers: tuple[Tower, ...], embeddings: Mapping[str, Vectors] | None = None) -> None:
+    def __init__(
+        self,
+        towers: tuple[Tower | Callable[[], Tower], ...],  # or what brings one at the moment of use
+        embeddings: Mapping[str, Vectors] | None = None,
+    ) -> None:
         self.towers = towers
         self.embeddings = dict(embeddings or {})
         self.tokenizer = CLIPTokenizer()
@@ -52,16 +57,42 @@ class Encoder:
 
         Raises RequestError for a layer or an emphasis that there is none of.
         """
-        chunks = self._chunks(line)
-        contexts, pooled = [], None
+        return self.encode_all((line,), skip=skip, emphasis=emphasis)[0]
+
+    def encode_all(
+        self, lines: Sequence[Line], *, skip: int | None = None, emphasis: str = "mean"
+    ) -> list[Encoded]:
+        """Each line as `encode` gives it. All of them go through a tower before the next is asked."""
+        every = [self._chunks(line) for line in lines]
+        contexts: list[list[Tensor]] = [[] for _ in lines]
+        pooled: list[Tensor | None] = [None] * len(every)
         for index, tower in enumerate(self.towers):
-            context, projected = self._ask(index, chunks, skip)
-            weights = torch.tensor([_frame(tower, chunk)[1] for chunk in chunks], device=context.device)
-            empty = self._ask(index, (Chunk(),), skip)[0] if emphasis == "comfy" else None
-            weighed = emphasise(emphasis, context, weights, empty)
-            contexts.append(rearrange(weighed, "chunks n d -> 1 (chunks n) d"))
-            pooled = None if projected is None else projected[:1]  # the first chunk speaks for all
-        return Encoded(torch.cat(contexts, -1), pooled)
+            tower = tower() if callable(tower) else tower
+            empty = None
+            if emphasis == "comfy" and every:
+                empty = self._ask(tower, index, (Chunk(),), skip)[0]
+            for row, chunks in enumerate(every):
+                context, projected = self._ask(tower, index, chunks, skip)
+                weights = torch.tensor([_frame(tower, chunk)[1] for chunk in chunks], device=context.device)
+                weighed = emphasise(emphasis, context, weights, empty)
+                contexts[row].append(rearrange(weighed, "chunks n d -> 1 (chunks n) d"))
+                pooled[row] = None if projected is None else projected[:1]  # the first chunk is for all
+        return [Encoded(torch.cat(parts, -1), one) for parts, one in zip(contexts, pooled, strict=True)]
+
+    def between(self, one: Encoded, other: Encoded, share: float) -> Encoded:
+        """`share` of the way from `one` to `other` along the sphere, row by row; the shorter one goes on with
+        the empty text."""
+        length = max(one.context.shape[1], other.context.shape[1])
+        ends = []
+        for end in (one, other):
+            context = end.context
+            while context.shape[1] < length:
+                context = torch.cat([context, self.encode(Line(1.0, ((),))).context], 1)
+            ends.append(context)
+        pooled = one.pooled
+        if one.pooled is not None and other.pooled is not None:
+            pooled = slerp(one.pooled, other.pooled, share)
+        return Encoded(slerp(ends[0], ends[1], share), pooled)
 
     def count(self, line: Line) -> str:
         """How long a line is, such as "83 of 150 tokens, 2 chunks"."""
@@ -71,8 +102,9 @@ class Encoder:
         lengths = {name: len(vectors[0]) for name, vectors in self.embeddings.items()}
         return split(line, self.tokenizer.encode, lengths)
 
-    def _ask(self, index: int, chunks: tuple[Chunk, ...], skip: int | None) -> tuple[Tensor, Tensor | None]:
-        tower = self.towers[index]
+    def _ask(
+        self, tower: Tower, index: int, chunks: tuple[Chunk, ...], skip: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         device = tower.network.position.device
         tokens = torch.tensor([_frame(tower, chunk)[0] for chunk in chunks], device=device)
         vectors = tower.network.embed(tokens)

@@ -15,14 +15,12 @@ from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError, WeightsError
 from limner.families.base import Defaults, Family, Order, Plan
+from limner.families.drawn import DrawnWords, account, drawable, nothing
 from limner.families.stages import ChangeStage, DiffusionStage, one_by_one
 from limner.models.pixel_dit import PixelDiT, PixelDiTConfig
 from limner.models.upscaler import Upscaler, UpscalerConfig
-from limner.text import words
-from limner.text.lexicon import load_lexicon
-from limner.text.reading import NOT_LEARNED, Part, Reading, Unknown
+from limner.text.reading import Reading
 from limner.text.tokenizers import WordTokenizer
-from limner.util.suggest import suggestion
 from limner.weights import files, header
 
 DEFAULTS = Defaults(steps=16, guidance=2.5, sampler="ddpm", size=(192, 192))  # of the shipped weights
@@ -69,25 +67,9 @@ class Mini:
         return 3, self.base.config.size, self.base.config.size
 
     def read(self, prompt: str, style: str | None = None) -> Reading:
-        """The prompt in the words of this model; `style` is added where the prompt names none.
-
-        Raises RequestError for a style that the model has not learned, or another than the prompt names.
-        """
-        reading = load_lexicon().read(prompt, known=self.objects)
-        reading = replace(reading, parts=self._learned(reading.parts))
-        if style is None:
-            return reading
-        wanted = self._style(style)
-        named = {part.words[0] for part in reading.parts if part.kind == "style" and part.words}
-        if named - {wanted}:
-            raise RequestError(
-                f"the prompt asks for {' and '.join(sorted(named))} style, the style setting for {wanted}; "
-                "give only one"
-            )
-        if named:
-            return reading
-        added = Part(said=style, position=len(prompt), kind="style", words=("in", wanted, "style"))
-        return replace(reading, parts=(*reading.parts, added))
+        """The prompt in the words of this model, as `DrawnWords.read` has them."""
+        learned = DrawnWords(objects=self.objects, styles=self.styles, spells=self.spells)
+        return learned.read(prompt, style)
 
     def encode(self, prompt: Reading, negative: Reading) -> Text:
         """Both readings as the network's context; an empty reading is the empty caption of the training."""
@@ -132,17 +114,16 @@ class Mini:
             raise RequestError(f"the built-in model has no {told}; leave that out or take another model")
         notices, warnings = list(self._size_notices(order.size)), []
         prompt, negative = self.read(order.prompt, order.style), self.read(order.negative_prompt)
-        if not _drawable(prompt):
-            raise RequestError(_nothing(prompt))
+        if not drawable(prompt):
+            raise RequestError(nothing(prompt))
         text = self.encode(prompt, negative)
         for reading, left_out, where in (
             (prompt, text.left_out[0], "the prompt"),
             (negative, text.left_out[1], "the negative prompt"),
         ):
-            notices += [f'{where} says "{said}", drawn as {became}' for said, became in reading.resolved]
-            warnings += [f"{where} says {unknown}" for unknown in reading.unknown]
-            if left_out:
-                warnings.append(f"{where} is too long: its last {left_out} words were left out")
+            understood, unmet = account(reading, left_out, where)
+            notices += understood
+            warnings += unmet
         if self.scales is None:
             guided = guidance.cfg(guidance.batched(self.network(text)), order.guidance)
         else:
@@ -174,34 +155,6 @@ class Mini:
                 f"this model draws squares of {SIDES[0]} to {SIDES[1]} pixels, best {native}, not {height}"
             )
         return [] if height == native else [f"drawn at {native}x{native} and resized to {width}x{height}"]
-
-    def _learned(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """A style, or a word to write, that the model has not learned becomes an unknown word, so that it is
-        reported; the "in", "style" or "with" around it go with it."""
-        told = list(parts)
-        for index, part in enumerate(parts):
-            if part.kind == "style" and part.words[0] not in self.styles:
-                nearest, reason = self.styles, NOT_LEARNED
-            elif part.kind == "quote" and not self.spells:
-                nearest, reason = (), "this model has not learned to write words"
-            else:
-                continue
-            unknown = Unknown(word=part.said, position=part.position, nearest=nearest, reason=reason)
-            told[index] = replace(part, kind="unknown", words=(), became=None, unknown=unknown)
-            before = next((j for j in reversed(range(index)) if told[j].words), index)
-            after = next((j for j in range(index + 1, len(told)) if told[j].words), index)
-            for beside, around in ((before, ("in", "with")), (after, ("style",))):
-                if told[beside].words and told[beside].words[0] in around:
-                    told[beside] = replace(told[beside], kind="dropped", words=())
-        return tuple(told)
-
-    def _style(self, said: str) -> str:
-        """The learned style that `said` names, itself or by a synonym."""
-        parts = load_lexicon().read(said).parts
-        if len(parts) == 1 and parts[0].kind == "style" and parts[0].words[0] in self.styles:
-            return parts[0].words[0]
-        offered = [name for style in self.styles for name in (style, *words.STYLES[style])]
-        raise RequestError(f"this model has no style {said!r}{suggestion(said, offered, shown=self.styles)}")
 
 
 def load(folder: Path, device: torch.device) -> Mini:
@@ -270,25 +223,9 @@ def upscale(network: Upscaler, noise: float, size: int) -> ChangeStage:
     return ChangeStage(change=enlarged, name="upscaler")
 
 
-def _drawable(reading: Reading) -> bool:
-    """Whether anything would show: an object, a setting, spelled words, or a coloured background."""
-    kinds = {part.kind for part in reading.parts if part.words}
-    ground = "background" in reading.words or "gradient" in reading.words
-    return bool(kinds & {"object", "setting", "quote"}) or ("colour" in kinds and ground)
-
-
-def _nothing(reading: Reading) -> str:
-    if reading.unknown:
-        told = "; ".join(str(unknown) for unknown in reading.unknown)
-        return (
-            f"the prompt names nothing that this model can draw: {told}. `limner words` lists what it knows"
-        )
-    return 'the prompt names nothing to draw; try "a cat on a blue background", or see `limner words`'
-
-
 FAMILY = Family(
     name="mini",
     folder=Path(__file__).parents[1] / "weights" / "mini",
-    knows=lambda path: (path / BASE).exists() or (path / UPSCALER).exists(),
+    marks=(BASE, UPSCALER),
     load=lambda path, device, wishes: load(path, device),
 )

@@ -8,7 +8,8 @@ files is in `sd_files.py`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,10 @@ from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError
 from limner.families.base import ControlOrder, Defaults, Order, Plan
 from limner.families.conditions import Encoded, Encoder
+from limner.families.shelf import Shelf
 from limner.families.stages import ChangeStage, DiffusionStage, Stage, one_by_one, paste, resize
-from limner.models.kl_vae import KLVAE, decode_tiled, encode_tiled
-from limner.models.unet import Added, Control, KeysValues, UNet
+from limner.models.kl_vae import KLVAE, KLVAEConfig, decode_tiled, encode_tiled
+from limner.models.unet import Added, Control, KeysValues, UNet, UNetConfig
 from limner.text.prompt import Line, Lora, Prompt, parse
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Said:
 
 
 Lines = tuple[Line, ...]
+Spoken = tuple[Lines, Lines]  # of the prompt and of the negative one, at one step
 Told = tuple[tuple[float, ...], tuple[Said, ...]]  # weights of the lines; what to ask, a call each
 
 
@@ -68,8 +71,9 @@ Told = tuple[tuple[float, ...], tuple[Said, ...]]  # weights of the lines; what 
 class StableDiffusion:
     """The loaded model. `plan` is all that a pipeline needs; the parts are there to be used by hand."""
 
-    unet: UNet
-    vae: KLVAE
+    shelf: Shelf  # "unet", "vae", and the text towers that `encoder` asks
+    unet_config: UNetConfig
+    vae_config: KLVAEConfig
     encoder: Encoder
     path: VPPath
     prediction: str  # eps or v
@@ -80,8 +84,20 @@ class StableDiffusion:
     notices: tuple[str, ...] = ()  # about the files, to be said with every picture
     control_network: Callable[[str], "ControlNet"]  # by file or folder; raises WeightsError
     companion: Callable[[str], "StableDiffusion"]  # another model by file or folder; raises WeightsError
-    adapt: Callable[[tuple[Lora, ...]], None]  # puts exactly these LoRAs in place; asked before every call
+    adapt: Callable[[tuple[Lora, ...]], tuple[str, ...] | None]  # puts exactly these LoRAs in place; asked
+    # before every call; returns what is to be said to those who draw without the sampler lcm
+    picture: Float[Tensor, "b p"] | None = None  # what unCLIP U-Nets are told besides the text
     small_decoder: "TinyVAE | None" = None  # to be watched by; None: each latent is one pixel
+
+    @property
+    def unet(self) -> UNet:
+        """The U-Net, taken from the shelf."""
+        return cast(UNet, self.shelf.take("unet"))
+
+    @property
+    def vae(self) -> KLVAE:
+        """The autoencoder, taken from the shelf."""
+        return cast(KLVAE, self.shelf.take("vae"))
 
     # -- the way of a request --------------------------------------------------------------------------------
 
@@ -89,12 +105,19 @@ class StableDiffusion:
         """The stages of an order. Raises RequestError for what this model cannot do."""
         if order.style is not None:
             raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
+        if order.vary is not None or isinstance(order.blend, Tensor):
+            raise RequestError(
+                "this model cannot be told what is in a picture; that takes an unCLIP model, such as Karlo "
+                "or Stable Diffusion 2.1 unCLIP. To draw over a picture, give it as image"
+            )
         asked, (order, notices) = order, self._fitted(order)
         prompt = parse(order.prompt)
         loras, warnings = prompt.loras()
         if parse(order.negative_prompt, compose=False).networks:
             warnings += ("LoRAs in the negative prompt were left out: name them in the prompt",)
-        self.adapt(loras)  # what is wrong with them is heard of before anything is drawn
+        few = self.adapt(loras) or ()  # what is wrong with them is heard of before anything is drawn
+        if order.negative_prompt and self.unet_config.guidance:
+            warnings += ("the negative prompt was left out: this model draws without one",)
         if order.mask is not None and order.enlarge != 1:
             raise RequestError("a second pass would redraw what a mask keeps; leave out the mask, or enlarge")
         grid = grids.named(order.grid or self.defaults.grid or "karras", self.path, order.steps)
@@ -105,12 +128,8 @@ class StableDiffusion:
                 f"refine_from {order.refine_from:g} leaves one of the models none of {grid.steps} steps; "
                 "change it, or take more steps"
             )
-        stages: list[Stage] = []
-        if order.image is None:
-            stages += self._passes(order, grid, order.size)
-        else:
-            stages += self._from_picture(order, grid, order.image)
-        stages.append(self.decoder(order.tiling))
+        drawn = self._passes(order, grid, order.size) if order.image is None else self._redrawn(order, grid)
+        stages: list[Stage] = [*drawn, self.decoder(order.tiling)]
         if order.enlarge != 1:
             size = self._rounded(tuple(round(side * order.enlarge) for side in order.size))
             second = replace(order, size=size, image=None, mask=None)
@@ -123,7 +142,7 @@ class StableDiffusion:
             stages.append(self.decoder(order.tiling))
         if asked.image is not None and asked.mask is not None and order.enlarge == 1:
             stages.append(paste(asked.image.to(self.device), asked.mask.to(self.device)))
-        told = [self._count(prompt)]
+        told = [self._count(prompt), *(few if order.sampler != "lcm" else ())]
         return Plan(
             stages=tuple(stages),
             notices=(*self.notices, *notices, *(said for said in told if said)),
@@ -139,7 +158,7 @@ class StableDiffusion:
         if order.refiner is None or own == grid.steps:
             return [first]
         refiner = self.companion(order.refiner)
-        if refiner.vae.config != self.vae.config:
+        if refiner.vae_config != self.vae_config:
             raise RequestError(f"the refiner {order.refiner} works on latents of another kind")
         alone = replace(order, controls=())  # they were made for the base
         second = refiner.stage(alone, grid, size, earlier=earlier, plain=True)
@@ -157,22 +176,23 @@ class StableDiffusion:
             return grid.steps
         return int((grid.t[:-1] >= (1 - order.refine_from) * self.path.steps).sum())
 
-    def _from_picture(self, order: Order, grid: Grid, image: Tensor) -> list[DiffusionStage]:
+    def _redrawn(self, order: Order, grid: Grid) -> list[DiffusionStage]:
         """Begin on the latents of a picture; with a mask, keep what it does not cover."""
-        image = image.to(self.device)
+        assert order.image is not None  # asked for where there is one
+        image = order.image.to(self.device)
         known = self.encode(image, tiling=order.tiling)
         begin: Tensor | None = known
         grid = self._last(grid, order.strength)
         if order.mask is None:
-            if self.unet.config.inputs != known.shape[1]:
+            if self.unet_config.inputs != known.shape[1]:
                 raise RequestError("this model was made for masks; give a mask beside the picture")
             return [replace(self.stage(order, grid, order.size), begin=begin)]
         mask = (order.mask.to(self.device) > 0).to(image)
-        covered = F.max_pool2d(mask, self.vae.config.factor)  # a latent that the mask touches is drawn
+        covered = F.max_pool2d(mask, self.vae_config.factor)  # a latent that the mask touches is drawn
         if order.strength == 1:
             begin = None  # nothing of the picture is left at the first step
         beside: Tensor | None = None
-        if self.unet.config.inputs > known.shape[1]:
+        if self.unet_config.inputs > known.shape[1]:
             beside = torch.cat([covered, self.encode(image * (1 - mask), tiling=order.tiling)], 1)
         stage = self.stage(order, grid, order.size, beside=beside)
         if beside is None:
@@ -191,7 +211,7 @@ class StableDiffusion:
     ) -> DiffusionStage:
         """Diffusion of latents for pictures of `size` along `grid`; see `denoise` for the rest."""
         denoise = self.denoise(order, grid, size, beside=beside, earlier=earlier, plain=plain)
-        factor, channels = self.vae.config.factor, self.vae.config.latents
+        factor, channels = self.vae_config.factor, self.vae_config.latents
         return DiffusionStage(
             denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
             grid=grid,
@@ -216,30 +236,40 @@ class StableDiffusion:
         plain: bool = False,  # without the LoRAs of the prompt, which were made for another model
     ) -> Denoise:
         """(x, t) -> x0, guided. LoRAs and edges are put in place at every call: requests may take turns."""
-        if beside is None and self.unet.config.inputs != self.vae.config.latents:
+        if beside is None and self.unet_config.inputs != self.vae_config.latents:
             raise RequestError("this model was made for masks; give a picture and a mask")
         if order.guidance < 1:
             raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        excess: float | None = None
+        if self.unet_config.guidance:  # it is told the scale, and asked once
+            order, excess = replace(order, guidance=1.0), order.guidance - 1
         networks = tuple(self._control(control.model) for control in order.controls)
         seen = tuple(
-            network.look(self._condition(control, size))
+            network.look(self._condition(control, size, network))
             for network, control in zip(networks, order.controls, strict=True)
         )
         prompt, negative = parse(order.prompt), parse(order.negative_prompt, compose=False)
         loras = () if plain else prompt.loras()[0]
-        cache: dict[tuple[Lines, Lines], Told] = {}
+        spoken = [
+            (prompt.at(step, grid.steps, earlier=earlier), negative.at(step, grid.steps, earlier=earlier))
+            for step in range(grid.steps)
+        ]
+        self.adapt(loras)
+        texts = self._encoded(tuple(dict.fromkeys(spoken)), order)  # now: the text towers can go
+        cache: dict[Spoken, Told] = {}
 
         def said(step: int) -> Told:
-            lines = prompt.at(step, grid.steps, earlier=earlier)
-            away = negative.at(step, grid.steps, earlier=earlier)
-            if (lines, away) not in cache:
-                cache[lines, away] = self._said(lines, away, order, size, networks)
-            return cache[lines, away]
+            words = spoken[step]
+            if words not in cache:
+                cache[words] = self._said(words[0], texts[words], size, networks)
+            return cache[words]
 
-        def ask(x: Tensor, timestep: Tensor, told: Said, step: int) -> Tensor:
+        def ask(x: Tensor, timestep: Tensor, unet: UNet, told: Said, step: int) -> Tensor:
             count = len(x) // len(told.context)  # pictures
-            x = x.to(self.unet.first.weight.dtype)
+            x = x.to(unet.first.weight.dtype)
             added = _for_all(told.added, count)
+            if self.picture is not None and added is not None:  # a row of 0 and 1: who is told of it
+                added = added[0] * repeat(self.picture, "b p -> (r b) p", r=len(told.context)), None
             total: Control | None = None
             for network, control, hint, text in zip(
                 networks, order.controls, seen, told.controls, strict=True
@@ -251,14 +281,16 @@ class StableDiffusion:
             text = _of_all(told.keys_values, count)
             if beside is not None:
                 x = torch.cat([x, beside.to(x).expand(len(x), -1, -1, -1)], 1)
-            prediction: Tensor = self.unet(x, timestep, text, added=added, control=total)
+            scale = None if excess is None else torch.full_like(timestep, excess)
+            prediction: Tensor = unet(x, timestep, text, added=added, control=total, guidance=scale)
             return prediction.float()
 
         predict = predictions.v if self.prediction == "v" else predictions.eps
 
         def branches(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             self.adapt(loras)
-            for network in (self.unet, *networks):
+            unet = self.unet
+            for network in (unet, *networks):
                 seamless(network, order.tiling)
             step = grid.step(float(t[0]))
             weights, calls = said(step)
@@ -266,46 +298,55 @@ class StableDiffusion:
             for told in calls:
                 rows = len(told.context)
                 several = repeat(x, "b ... -> (r b) ...", r=rows), repeat(t, "b -> (r b)", r=rows)
-                asked = partial(ask, told=told, step=step)
+                asked = partial(ask, unet=unet, told=told, step=step)
                 x0s += predict(asked, self.path)(*several).chunk(rows)
             if len(x0s) == len(weights):  # no guidance: the prompt alone
                 return x0s[0], x0s[0]
             *conds, uncond = x0s
             return guidance.composed(conds, weights, uncond), uncond
 
-        return guidance.cfg(branches, order.guidance, rescale=order.rescale)
+        guided = guidance.cfg(branches, order.guidance, rescale=order.rescale)
+        return predictions.consistency(guided) if order.sampler == "lcm" else guided
+
+    def _encoded(self, spoken: tuple[Spoken, ...], order: Order) -> dict[Spoken, list[Encoded]]:
+        """Everything that is said during an order, the negative prompt last."""
+        wanted = {words: words[0] if _alone(words[0], order) else (*words[0], *words[1]) for words in spoken}
+        lines = tuple(dict.fromkeys(line for said in wanted.values() for line in said))
+        other = parse(order.blend, compose=False).at(0, 1)[0] if isinstance(order.blend, str) else None
+        every = lines if other is None else (*lines, other)
+        rows = self.encoder.encode_all(every, skip=order.clip_skip, emphasis=order.emphasis)
+        known = dict(zip(every, rows, strict=True))
+        texts = {}
+        for words, said in wanted.items():
+            encoded = [known[line] for line in said]
+            if self.zeros and not _alone(words[0], order) and not order.negative_prompt:
+                last = encoded[-1]
+                empty = None if last.pooled is None else torch.zeros_like(last.pooled)
+                encoded[-1] = Encoded(torch.zeros_like(last.context), empty)
+            if other is not None:
+                for index in range(len(words[0])):
+                    encoded[index] = self.encoder.between(encoded[index], known[other], order.blend_at)
+            texts[words] = encoded
+        return texts
 
     def _said(
         self,
         lines: Lines,
-        away: Lines,
-        order: Order,
+        encoded: list[Encoded],
         size: tuple[int, int],
         networks: "tuple[ControlNet, ...]",
     ) -> Told:
         """A call for neighbours of one length; the negative prompt comes last."""
-        alone = order.guidance == 1 and len(lines) == 1
-        encoded = [
-            self.encoder.encode(line, skip=order.clip_skip, emphasis=order.emphasis)
-            for line in (lines if alone else (*lines, *away))
-        ]
-        if self.zeros and not alone and not order.negative_prompt:
-            last = encoded[-1]
-            empty = None if last.pooled is None else torch.zeros_like(last.pooled)
-            encoded[-1] = Encoded(torch.zeros_like(last.context), empty)
-        groups: list[list[tuple[Encoded, bool]]] = []
-        for index, one in enumerate(encoded):
-            if groups and groups[-1][0][0].context.shape == one.context.shape:
-                groups[-1].append((one, index < len(lines)))
-            else:
-                groups.append([(one, index < len(lines))])
+        unet = self.unet
+        rows = [(one, index < len(lines)) for index, one in enumerate(encoded)]
         told = []
-        for group in groups:
+        for _, neighbours in groupby(rows, lambda row: row[0].context.shape):
+            group = list(neighbours)
             context = torch.cat([one.context for one, _ in group])
             told.append(
                 Said(
                     context,
-                    self.unet.text_kv(context),
+                    unet.text_kv(context),
                     self._added(group, size),
                     tuple(network.text_kv(context) for network in networks),
                 )
@@ -313,10 +354,13 @@ class StableDiffusion:
         return tuple(line.weight for line in lines), tuple(told)
 
     def _added(self, group: list[tuple[Encoded, bool]], size: tuple[int, int]) -> Added | None:
-        """What the XL family is told besides: the pooled text, and sizes in pixels (SDXL, section 2.2)."""
-        config = self.unet.config
+        """What the XL family is told besides: the pooled text, and sizes in pixels (SDXL, section 2.2). For
+        unCLIP 1 where the picture is to be told of, and 0 where it is moved away from."""
+        config = self.unet_config
         if not config.pooled:
             return None
+        if not config.sizes:
+            return torch.tensor([[float(wanted)] for _, wanted in group], device=self.device), None
         pooled = [one.pooled for one, _ in group if one.pooled is not None]
         if len(pooled) < len(group):
             raise RequestError("this U-Net wants a pooled text, and its text encoders have no projection")
@@ -329,34 +373,39 @@ class StableDiffusion:
     def _control(self, name: str) -> "ControlNet":
         """A control network whose findings fit into this U-Net; those of 4 channels are heard by 9, too."""
         network = self.control_network(name)
-        if replace(network.config, inputs=self.unet.config.inputs) != self.unet.config:
+        unet = self.unet_config
+        if replace(network.config, inputs=unet.inputs, guidance=unet.guidance) != unet:
             raise RequestError(f"the control network {name} was made for another model")
         return network
 
-    def _condition(self, control: ControlOrder, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+    def _condition(
+        self, control: ControlOrder, size: tuple[int, int], network: "ControlNet"
+    ) -> Float[Tensor, "1 3 h w"]:
         """A control picture in [0, 1], at the size that is drawn."""
         pixels = control.pixels.to(self.device)
         if tuple(pixels.shape[2:]) != size:
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return ((pixels + 1) / 2).to(self.unet.first.weight.dtype)
+            pixels = resize(size).change(pixels)
+        return ((pixels + 1) / 2).to(next(network.parameters()).dtype)
 
     # -- pixels and latents ----------------------------------------------------------------------------------
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"], *, tiling: bool = False) -> Float[Tensor, "b c h2 w2"]:
         """Latents of pixels: the mean of the posterior, so that nothing is left to chance. In tiles where
         they are many, unless opposite edges are to fit together, which tiles would not know of."""
-        pixels = pixels.to(self.vae.encoder.first.weight.dtype)
-        seamless(self.vae, tiling)
+        vae = self.vae
+        pixels = pixels.to(vae.encoder.first.weight.dtype)
+        seamless(vae, tiling)
         large = pixels.shape[2] * pixels.shape[3] > WHOLE and not tiling
-        posterior = encode_tiled(self.vae, pixels) if large else self.vae.encode(pixels)
-        return self.vae.scaled(posterior.mean).float()
+        posterior = encode_tiled(vae, pixels) if large else vae.encode(pixels)
+        return vae.scaled(posterior.mean).float()
 
     def decode(self, latents: Float[Tensor, "b c h w"], *, tiling: bool = False) -> Float[Tensor, "b 3 H W"]:
         """Pixels of latents; in tiles as in `encode`."""
-        raw = self.vae.unscaled(latents).to(self.vae.encoder.first.weight.dtype)
-        seamless(self.vae, tiling)
-        large = raw.shape[2] * raw.shape[3] * self.vae.config.factor**2 > WHOLE and not tiling
-        return (decode_tiled(self.vae, raw) if large else self.vae.decode(raw)).float()
+        vae = self.vae
+        raw = vae.unscaled(latents).to(vae.encoder.first.weight.dtype)
+        seamless(vae, tiling)
+        large = raw.shape[2] * raw.shape[3] * vae.config.factor**2 > WHOLE and not tiling
+        return (decode_tiled(vae, raw) if large else vae.decode(raw)).float()
 
     def decoder(self, tiling: bool) -> ChangeStage:
         """Latents to pixels."""
@@ -371,20 +420,20 @@ class StableDiffusion:
         """Pixels without asking the autoencoder."""
         if self.small_decoder is not None:
             return self.small_decoder.decode(latents)
-        factors = latents.new_tensor(RGB[0.13025 if self.vae.config.scale_factor == 0.13025 else 0.18215])
+        factors = latents.new_tensor(RGB[0.13025 if self.vae_config.scale_factor == 0.13025 else 0.18215])
         return torch.einsum("bchw,cr->brhw", latents[:, :4], factors).clamp(-1, 1)
 
     # -- sizes and steps -------------------------------------------------------------------------------------
 
     def _rounded(self, size: tuple[int, ...]) -> tuple[int, int]:
-        factor = self.vae.config.factor
+        factor = self.vae_config.factor
         height, width = (max(factor, round(side / factor) * factor) for side in size)
         return height, width
 
     def _fitted(self, order: Order) -> tuple[Order, list[str]]:
         """The order at a size that the autoencoder can make: the nearest, but where a mask says what to keep
         one at least as large, of which the rest will be cut off."""
-        (height, width), factor = order.size, self.vae.config.factor
+        (height, width), factor = order.size, self.vae_config.factor
         if order.image is not None and order.mask is not None:
             more = (0, -width % factor, 0, -height % factor)
             image, mask = (F.pad(part, more, mode="replicate") for part in (order.image, order.mask))
@@ -409,6 +458,11 @@ class StableDiffusion:
         """How many tokens the prompt has, where it is longer than a chunk."""
         said = [self.encoder.count(line) for line in prompt.at(0, 1)]
         return "; ".join(f"the prompt has {one}" for one in said if not one.endswith(" 1 chunk"))
+
+
+def _alone(lines: Lines, order: Order) -> bool:
+    """Whether the prompt is asked for without the negative one: there is no guidance."""
+    return order.guidance == 1 and len(lines) == 1
 
 
 def seamless(module: nn.Module, wanted: bool) -> None:

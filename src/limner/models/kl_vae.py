@@ -5,11 +5,10 @@ from it, `latents` are raw latents brought to about unit variance, which is what
 autoencoders differ by the values of `KLVAEConfig` only.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -22,6 +21,7 @@ from limner.errors import WeightsError
 from limner.nn.attention import attention
 from limner.nn.convolution import channels_last
 from limner.nn.resnet import Downsample, ResBlock, Upsample
+from limner.nn.tiles import tiled
 
 EPS = 1e-6  # of every normalisation
 
@@ -46,6 +46,7 @@ class KLVAEConfig:
 
 SD = KLVAEConfig()  # Stable Diffusion 1 and 2
 SDXL = replace(SD, scale_factor=0.13025)
+X4 = replace(SD, channels=(128, 256, 512), scale_factor=0.08333)  # of the upscaler: a latent is 4 pixels wide
 SD3 = replace(SD, latents=16, pointwise=False, scale_factor=1.5305, shift=0.0609)
 FLUX = replace(SD3, scale_factor=0.3611, shift=0.1159)
 
@@ -177,7 +178,7 @@ def encode_tiled(
     vae: KLVAE, pixels: Float[Tensor, "b 3 h w"], *, tile: int = 64, overlap: int = 16
 ) -> Posterior:
     """`KLVAE.encode` in tiles; `tile` and `overlap` as in `decode_tiled`."""
-    return _posterior(_tiled(vae.moments, pixels, tile, overlap, vae.config.factor, 1))
+    return _posterior(tiled(vae.moments, pixels, tile=tile, overlap=overlap, into=vae.config.factor))
 
 
 def decode_tiled(
@@ -190,42 +191,7 @@ def decode_tiled(
     from those of the whole; what fits into one tile is the same. Raises ValueError when `overlap` is not less
     than `tile`.
     """
-    return _tiled(vae.decode, raw_latents, tile, overlap, 1, vae.config.factor)
-
-
-def _tiled(
-    run: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, into: int, out: int
-) -> Tensor:
-    """`run` over tiles. A latent is `into` wide in x and `out` wide in the result."""
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap {overlap} is not between 0 and tile {tile}")
-    height, width = x.shape[2] // into, x.shape[3] // into
-    if max(height, width) <= tile:
-        return run(x)
-    total = weights = x.new_zeros(())
-    for top, left in product(_starts(height, tile, overlap), _starts(width, tile, overlap)):
-        piece = run(x[:, :, top * into : (top + tile) * into, left * into : (left + tile) * into])
-        if not total.ndim:
-            total = piece.new_zeros(*piece.shape[:2], height * out, width * out, dtype=torch.float32)
-            weights = total.new_zeros(total.shape[2:])
-        high, wide = piece.shape[2:]
-        weight = torch.outer(_fade(high, overlap * out, total), _fade(wide, overlap * out, total))
-        rows, columns = slice(top * out, top * out + high), slice(left * out, left * out + wide)
-        total[:, :, rows, columns] += piece * weight
-        weights[rows, columns] += weight
-    return total.div_(weights).to(x.dtype)
-
-
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin, so that they cover `length` evenly and share `overlap` at least."""
-    gaps = math.ceil(max(length - tile, 0) / (tile - overlap))
-    return [round(index * (length - tile) / gaps) for index in range(gaps + 1)] if gaps else [0]
-
-
-def _fade(side: int, over: int, like: Tensor) -> Tensor:
-    """Weights of a tile along one axis: up over `over` numbers, then one, then down."""
-    near_edge = torch.arange(1, side + 1, device=like.device)
-    return torch.minimum(near_edge, near_edge.flip(0)).div(over + 1).clamp(max=1)
+    return tiled(vae.decode, raw_latents, tile=tile, overlap=overlap, out=vae.config.factor)
 
 
 def _posterior(moments: Tensor) -> Posterior:

@@ -17,6 +17,17 @@ def timestep_embedding(
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
+def guidance_embedding(excess: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+    """Sines, then cosines, of 1000 times what the scale of guidance is above 1, at width / 2 frequencies from
+    1 to 1 / 10,000, both included: what guidance-distilled networks are told (Meng et al. 2023; Luo et al.
+    2023, section 4.2)."""
+    half = width // 2
+    step = math.log(10_000.0) / (half - 1)
+    frequency = torch.exp(-step * torch.arange(half, device=excess.device))
+    angle = (excess.float() * 1000)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
 def positions_2d(height: int, width: int, channels: int) -> Float[Tensor, "n d"]:
     """Sine-cosine positions of a height x width grid in row order, half of the channels for each axis."""
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")

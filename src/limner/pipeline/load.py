@@ -9,7 +9,8 @@ from limner.families.base import Wishes
 from limner.pipeline.run import Pipeline
 from limner.util.devices import pick_device
 from limner.util.suggest import suggestion
-from limner.weights import hub
+from limner.weights import detect, hub
+from limner.weights.folders import INDEX
 
 
 def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = Wishes()) -> Pipeline:
@@ -35,10 +36,15 @@ def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = W
         raise RequestError(
             f'there is no model "{name}", nor a file or folder of that name{suggestion(name, offered)}'
         )
-    for family in FAMILIES.values():
-        if family.knows(path):
-            return Pipeline(family.load(path, at, wishes), name)
-    raise WeightsError(
-        f"{path} holds no model: there is neither base.safetensors, as of your own training, nor "
-        "model_index.json, as diffusers saves models"
-    )
+    family = next((one for one in FAMILIES.values() if any(map(exists, map(path.joinpath, one.marks)))), None)
+    if family is None and path.is_dir() and not (path / INDEX).is_file():
+        raise WeightsError(
+            f"{path} holds no model: there is neither base.safetensors, as of your own training, nor "
+            "model_index.json, as diffusers saves models"
+        )
+    if family is None:
+        found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant)
+        family = FAMILIES[found.model.family]
+    if wishes.then and family.name != "cascade":
+        raise RequestError(f"{name} is no cascade: there is nothing that --then could follow")
+    return Pipeline(family.load(path, at, wishes), name)

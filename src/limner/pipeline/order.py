@@ -56,6 +56,15 @@ def order_of(request: Request) -> Order:
         clip_skip=request.clip_skip,
         emphasis=request.emphasis,
         rescale=request.rescale,
+        skip_layers=request.skip_layers,
+        vary=None if request.vary is None else _whole(request.vary),
+        vary_noise=request.vary_noise,
+        blend=_whole(request.blend) if isinstance(request.blend, Picture) else request.blend,
+        blend_at=request.blend_at,
+        rerank=request.rerank,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
     )
 
 
@@ -95,6 +104,11 @@ def _image_and_mask(
 def _pixels(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
     """A picture at `size`, filled and cut in the middle where its shape is another."""
     return pixels_from_images([ImageOps.fit(picture.image, size[::-1], Image.Resampling.LANCZOS)])
+
+
+def _whole(picture: Picture) -> Float[Tensor, "1 3 h w"]:
+    """A picture at its own size."""
+    return pixels_from_images([picture.image])
 
 
 def _marked(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from limner import __version__
 from limner.errors import RequestError
+from limner.pipeline.picture import Picture
 from limner.pipeline.request import Request
 
 SAMPLER_NAMES = {  # ours -> as infotext writes them
@@ -67,6 +69,14 @@ def infotext(record: Record) -> str:
         "Clip skip": request.clip_skip,
         "Emphasis": EMPHASES.get(request.emphasis, request.emphasis),
         "CFG Rescale phi": request.rescale or None,
+        "Variation of": _shown(request.vary),
+        "Variation noise": request.vary_noise or None,
+        "Blend with": _shown(request.blend),
+        "Blend at": None if request.blend is None else request.blend_at,
+        "Candidates": None if request.rerank == 1 else request.rerank,
+        "Temperature": request.temperature,
+        "Top K": request.top_k,
+        "Top P": request.top_p,
         "Hires upscale": None if request.enlarge == 1 else request.enlarge,
         "Refiner": _name(request.refiner),
         "Refiner switch at": request.refine_from if request.refiner else None,
@@ -86,6 +96,13 @@ def infotext(record: Record) -> str:
 def _name(model: str | None) -> str | None:
     """A model without its folder: where it lies is nobody else's business."""
     return model and Path(model).name.removesuffix(".safetensors")
+
+
+def _shown(what: Picture | str | None) -> str | None:
+    """A text, or which picture: its file without the folder, or else the hash of its pixels."""
+    if isinstance(what, Picture):
+        return Path(what.file).name or what.digest[:10]
+    return what
 
 
 def _strength(request: Request) -> float | None:
@@ -122,18 +139,22 @@ def save(image: Image.Image, folder: Path, record: Record) -> Path:
 
 
 def _write_new(folder: Path, name: str, data: bytes) -> Path:
-    """Write beside, then link into place, which fails where a file exists: then the next number is tried."""
+    """Under the next free number."""
+    return write_new(folder, (f"{number:05d}-{name}" for number in count(_last_number(folder) + 1)), data)
+
+
+def write_new(folder: Path, names: Iterator[str], data: bytes) -> Path:
+    """Write beside, then link into place, which fails where a file exists: then the next name is tried."""
     beside = folder / f".{secrets.token_hex(8)}.partial"
     try:
         beside.write_bytes(data)
-        for number in count(_last_number(folder) + 1):
-            path = folder / f"{number:05d}-{name}"
+        for name in names:
             with contextlib.suppress(FileExistsError):
-                _link(beside, path)
-                return path
+                _link(beside, folder / name)
+                return folder / name
     finally:
         beside.unlink(missing_ok=True)
-    raise AssertionError("unreachable: the numbers do not end")
+    raise AssertionError("unreachable: the names do not end")
 
 
 def _link(beside: Path, path: Path) -> None:

@@ -25,6 +25,11 @@ NUMBERS = {  # least and most
     "enlarge_strength": (0.01, 1),
     "refine_from": (0, 1),
     "rescale": (0, 1),
+    "skip_layers": (0, 10),
+    "vary_noise": (0, 1),
+    "blend_at": (0, 1),
+    "temperature": (0.01, 10),
+    "top_p": (0.01, 1),
     "weight": (0, 2),
     "start": (0, 1),
     "end": (0, 1),
@@ -88,6 +93,15 @@ class Request:
     clip_skip: int | None = None  # layer of the text encoders that is used, 1 the last
     emphasis: str = "mean"  # what weights in the prompt do: mean, plain, comfy, ignore
     rescale: float = 0.0  # of guidance, 0 to 1, against overexposure
+    skip_layers: float = 0.0  # of guidance by leaving layers out, 0 to 10 (SD3.5 medium: 2.8)
+    vary: Picture | None = None  # its content is drawn again, as CLIP sees it
+    vary_noise: float = 0.0  # how loosely, 0 to 1
+    blend: Picture | str | None = None  # draw what lies between: a text, or a picture's content
+    blend_at: float = 0.5  # how far towards it, 0 to 1
+    rerank: int = 1  # draw so many candidates for each picture and keep the best, 1 to 64
+    temperature: float | None = None  # of what is drawn token by token, 0.01 to 10
+    top_k: int | None = None  # likeliest tokens that are chosen from; 0: all
+    top_p: float | None = None  # share of the likeliest that are, above 0 to 1
 
     def __post_init__(self) -> None:
         _check({field.name: getattr(self, field.name) for field in fields(self)})
@@ -112,6 +126,8 @@ class Request:
             if name in values:
                 raise RequestError(f'"{name}" is given twice, once as "{key}"; give it once')
             values[name] = value
+        if values.get("vary") is not None:
+            values.setdefault("prompt", "")
         if "prompt" not in values:
             raise RequestError("a request needs a prompt")
         size = values.get("size")
@@ -121,9 +137,11 @@ class Request:
             values["size"] = tuple(size)
         if isinstance(extend := values.get("extend"), list):
             values["extend"] = tuple(extend)
-        for name in ("image", "mask"):
+        for name in ("image", "mask", "vary"):
             if values.get(name) is not None:
                 values[name] = Picture.read(values[name])
+        if isinstance(values.get("blend"), Mapping):
+            values["blend"] = Picture.read(values["blend"])
         if isinstance(controls := values.get("controls"), list):
             values["controls"] = tuple(_control(control) for control in controls)
         _check({field.name: field.default for field in fields(cls)} | values)
@@ -205,15 +223,19 @@ def _check(values: Mapping[str, object]) -> None:
     if values["steps"] is not None:
         _whole("steps", values["steps"], 1, 1000)
     for name in NUMBERS.keys() & values.keys():
-        if values[name] is not None or name != "guidance":
+        if values[name] is not None or name not in ("guidance", "temperature", "top_p"):
             _number(name, values[name])
     for name, known in NAMES.items():
         said = values[name]
         if isinstance(said, str) and said not in known:
             raise RequestError(f'there is no {name} "{said}"{suggestion(said, known)}')
-    for name in ("image", "mask"):
+    for name in ("image", "mask", "vary"):
         if not isinstance(values[name], Picture | None):
             raise RequestError(f"{name} is a Picture, got {values[name]!r}; see Picture.open")
+    if not isinstance(values["blend"], Picture | str | None):
+        raise RequestError(f"blend is a text or a Picture, got {values['blend']!r}; see Picture.open")
+    if isinstance(values["blend"], str) and len(values["blend"]) > LONGEST_PROMPT:
+        raise RequestError(f"blend has {len(values['blend'])} characters; {LONGEST_PROMPT} is the most")
     if values["mask"] is not None and values["image"] is None:
         raise RequestError("a mask needs the image that it belongs to")
     extend = values["extend"]
@@ -229,6 +251,9 @@ def _check(values: Mapping[str, object]) -> None:
     if not isinstance(controls, tuple) or not all(isinstance(one, Control) for one in controls):
         raise RequestError(f"controls is a tuple of Control, got {controls!r}")
     _whole("feather", values["feather"], 0, 256)
+    _whole("rerank", values["rerank"], 1, 64)
+    if values["top_k"] is not None:
+        _whole("top_k", values["top_k"], 0, 100_000)
     if values["clip_skip"] is not None:
         _whole("clip_skip", values["clip_skip"], 1, 32)
     for name in ("tiling", "transparent"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limner.diffusion.samplers import Step
 from limner.errors import EngineError, RequestError
-from limner.families.base import Model
+from limner.families.base import BY_TOKENS, Model, Order, Plan
 from limner.pipeline.order import cut_out, order_of, size_of
 from limner.pipeline.picture import Picture
 from limner.pipeline.request import Request
@@ -90,6 +90,8 @@ class Pipeline:
         if request.model not in (None, self.name):
             raise RequestError(f'this is the model "{self.name}", and the request asks for "{request.model}"')
         defaults = self.model.defaults
+        if request.sampler == "lcm":
+            defaults = defaults.lcm or defaults
         return replace(
             request,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
@@ -111,6 +113,7 @@ class Pipeline:
         request = self.resolve(request)
         order = order_of(request)
         plan = self.model.plan(order)
+        _refuse_tokens(order, plan)
         assert request.seed is not None  # resolved
         seeds = tuple(range(request.seed, request.seed + request.count))
         noise = NoiseSource(seeds)
@@ -139,6 +142,16 @@ class Pipeline:
         yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
 
 
+def _refuse_tokens(order: Order, plan: Plan) -> None:
+    """Raise RequestError for wishes about tokens where a plan draws none."""
+    wishes = [name for name in order.beyond() if name in BY_TOKENS]
+    if wishes and not plan.by_tokens:
+        raise RequestError(
+            f"{', '.join(wishes)}: only models that draw token by token, such as DALL-E, can use that; "
+            "leave it out"
+        )
+
+
 def _told_of_memory(steps: Iterator[Step], stage: str) -> Iterator[Step]:
     """The steps; an EngineError where memory runs out."""
     try:
@@ -147,7 +160,8 @@ def _told_of_memory(steps: Iterator[Step], stage: str) -> Iterator[Step]:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise EngineError(
-            f"memory ran out in the {stage}; ask for fewer or smaller pictures, or another type of weights"
+            f"memory ran out in the {stage}; ask for fewer or smaller pictures, another type of weights, or "
+            "keep one network in memory at a time (offload)"
         ) from None
 
 

@@ -115,6 +115,16 @@ class Line(NamedTuple):
     weight: float  # multiplies the guidance towards this part
     runs: tuple[tuple[Segment, ...], ...]  # at least one; a new run begins at each BREAK
 
+    @property
+    def plain(self) -> str:
+        """Its words without their weights, for encoders that know no such thing."""
+        return " ".join("".join(segment.text for segment in run).strip() for run in self.runs)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether any of it has a weight."""
+        return any(segment.weight != 1 for run in self.runs for segment in run)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

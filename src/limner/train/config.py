@@ -12,17 +12,20 @@ import torch
 
 from limner.errors import ConfigError
 from limner.train.objectives import Objective
+from limner.train.objectives.ar_prior import ARPrior, ARPriorConfig
 from limner.train.objectives.best_of import BestOf, BestOfConfig
+from limner.train.objectives.clip import CLIPObjective, CLIPObjectiveConfig
 from limner.train.objectives.denoise import Denoise, DenoiseConfig
 from limner.train.objectives.detect import Detect, DetectConfig
 from limner.train.objectives.few_step import FewStep, FewStepConfig
 from limner.train.objectives.nft import NFT, NFTConfig
 from limner.train.objectives.upscale import Upscale, UpscaleConfig
+from limner.train.objectives.vqvae import VQVAEObjective, VQVAEObjectiveConfig
 from limner.train.optim import OptimConfig
 from limner.util.suggest import suggestion
 
 T = TypeVar("T")
-OBJECTIVES = ("denoise", "upscale", "detect", "few_step", "best_of", "nft")
+OBJECTIVES = ("denoise", "upscale", "detect", "few_step", "best_of", "nft", "vqvae", "ar_prior", "clip")
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -60,6 +63,9 @@ class RunConfig:
     few_step: FewStepConfig | None = None
     best_of: BestOfConfig | None = None
     nft: NFTConfig | None = None
+    vqvae: VQVAEObjectiveConfig | None = None
+    ar_prior: ARPriorConfig | None = None
+    clip: CLIPObjectiveConfig | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in OBJECTIVES if getattr(self, name) is not None]
@@ -81,8 +87,14 @@ def build(run: RunConfig, device: torch.device) -> Objective:
         return FewStep(run.few_step, device)
     if run.best_of is not None:
         return BestOf(run.best_of, device)
-    assert run.nft is not None  # RunConfig has exactly one
-    return NFT(run.nft, device)
+    if run.nft is not None:
+        return NFT(run.nft, device)
+    if run.vqvae is not None:
+        return VQVAEObjective(run.vqvae, device)
+    if run.ar_prior is not None:
+        return ARPrior(run.ar_prior, device)
+    assert run.clip is not None  # RunConfig has exactly one
+    return CLIPObjective(run.clip, device)
 
 
 def read(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:

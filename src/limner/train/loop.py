@@ -169,7 +169,7 @@ def _without_places(table: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without_places(value) if isinstance(value, dict) else value
         for name, value in table.items()
-        if name not in ("folder", "start", "detector")
+        if name not in ("folder", "start", "detector", "codes")
     }
 
 

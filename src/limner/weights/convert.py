@@ -1,7 +1,7 @@
 """From one way of writing a model to another, and out of pickles: `limner convert`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -13,7 +13,8 @@ from limner.errors import WeightsError
 from limner.text.clip_tokenizer import CLIPTokenizer
 from limner.weights import detect, folders, single_file
 from limner.weights.header import refuse_pickle
-from limner.weights.parts import MODELS, TEXT, Model
+from limner.weights.parts import Model
+from limner.weights.published import ALL
 from limner.weights.unpickle import copy_tensors
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -27,7 +28,7 @@ def convert(
     | None = None,  # None: a pickle becomes safetensors, with the names it has
     dtype: str | None = None,  # one of TYPES; None: as stored
     prediction: str | None = None,  # "eps" or "v", where the file does not say it
-    models: Sequence[Model] = MODELS,
+    models: Sequence[Model] = ALL,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the model at `path` again; returns where, and what is to be said about it. A pickle is read by
     `unpickle.copy_tensors`, which runs nothing.
@@ -77,6 +78,7 @@ def _convert(
             for name, tensor in detect.ours(found, part.folder).items()
         }
         for part in found.model.parts
+        if part.folder not in found.absent
     }
     if to == "single":
         single_file.write(
@@ -94,9 +96,21 @@ def _convert(
             tensors,
             prediction=found.prediction,
             table=found.table,
+            tables=found.tables,
             extras=extras,
         )
+        if unmade := _unmade(found.model, tensors, extras):
+            return target, (*found.notices, unmade)
     return target, found.notices
+
+
+def _unmade(model: Model, parts: Iterable[str], extras: Iterable[str]) -> str | None:
+    """Which tokenizers are in no single file and have to be copied from elsewhere."""
+    there = {name.partition("/")[0] for name in extras}
+    folders = [part.tokenizer for part in model.parts if part.folder in parts and part.tokenizer]
+    if missing := [folder for folder in folders if folder not in there]:
+        return f"copy {' and '.join(missing)} from a folder of {model.title}: single files do not hold them"
+    return None
 
 
 def tokenizers(model: Model) -> dict[str, bytes]:
@@ -107,9 +121,10 @@ def tokenizers(model: Model) -> dict[str, bytes]:
     merges = "\n".join(["#version: 0.2", *map(" ".join, tokenizer.merges())]) + "\n"
     files: dict[str, bytes] = {}
     for part in model.parts:
-        if part.kind is not TEXT:
+        if part.kind.tokenizer != "CLIPTokenizer":
             continue
-        folder = part.folder.replace("text_encoder", "tokenizer")
+        assert part.tokenizer is not None
+        folder = part.tokenizer
         begin, end = "<|startoftext|>", "<|endoftext|>"
         said = {
             "tokenizer_class": "CLIPTokenizer",

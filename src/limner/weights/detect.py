@@ -1,10 +1,11 @@
 """What a file or folder is: decided by the names and shapes of all its tensors, never by a file's name."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,13 @@ from torch import Tensor, nn
 from limner.errors import WeightsError
 from limner.weights import files, folders, header, single_file
 from limner.weights.keymap import KeyMap, listing, our_names, to_ours, to_theirs
-from limner.weights.parts import MODELS, Model, Part
+from limner.weights.parts import Model, Part, Shapes
+from limner.weights.parts_cascade import described
+from limner.weights.published import ALL
 from limner.weights.settings import differing, unknown
 
 Layout = Literal["folder", "single"]
-Shapes = dict[str, tuple[int, ...]]
-TELLING = {
-    "folder": ("conv_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"),
-    "single": (
-        "model.diffusion_model.input_blocks.0.0.weight",
-        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-    ),
-}
+CLOSE = 3  # models that are compared name by name where none is as its telling tensors say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,10 +30,13 @@ class Found:
     path: Path
     layout: Layout
     tensors: Mapping[str, Mapping[str, Tensor]]  # part -> its tensors under published names, memory-mapped
-    prediction: str  # what its U-Net predicts: "eps" or "v"
-    table: Mapping[str, object]  # of betas, as `folders.PATH_FILE` has it; empty: the usual one
+    prediction: str  # what its networks predict: "eps", "v", "x0" or "flow"
+    table: Mapping[str, object]  # of its path, as `folders.PATH_FILE` has it; empty: the usual one
     notices: tuple[str, ...]  # to be shown to whoever draws
     metadata: Mapping[str, str]  # of a single file
+    tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # folder of a sampler -> table
+    absent: tuple[str, ...] = ()  # parts that the model can have and that are not there
+    variant: str | None = None  # of a folder's files
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +64,23 @@ def identify(
     *,
     prediction: str | None = None,  # "eps" or "v": what the user says; None: what the file says
     variant: str | None = None,  # of a folder's files, such as "fp16"
-    models: Sequence[Model] = MODELS,
+    models: Sequence[Model] = ALL,
 ) -> Found:
     """Which of `models` lies at `path`, a diffusers folder or a single file in the original naming.
 
     Raises WeightsError for a pickle, for a broken file, and for what is none of them: then with the model
     that it resembles most and the names that differ.
     """
+    said: str | None
+    tables: Mapping[str, Mapping[str, object]] = {}
+    table: Mapping[str, object] = {}
     if path.is_dir():
         folder = folders.read(path, variant)
-        model = _model(path, "folder", folder.tensors, models)
-        said, where = folder.prediction, "its folder"
-        tensors, metadata, table = folder.tensors, {}, folder.table
+        models = (*models, *described(folder.settings))
+        model = _model(path, "folder", folder.tensors, models, folder.classes)
+        tensors, metadata, tables = folder.tensors, {}, folder.tables
+        table = tables.get(next(iter(model.tables)), next(iter(tables.values()), {}))
+        said, where = folders.prediction(path, table) if table else None, "its folder"
         notices = [*folder.notices, *_check_settings(path, model, folder)]
     else:
         whole = files.read(path)
@@ -84,12 +88,14 @@ def identify(
         model = _model(path, "single", whole, models)
         tensors, notices = single_file.split(model, whole)[0], []
         said, where = single_file.prediction(path, whole, metadata)
+        if model.predictions == ("flow",):
+            said = None  # what marks and files beside it say is about other paths
         table = {"rescale_betas_zero_snr": True} if "ztsnr" in whole else {}
         if any(name.startswith("model_ema.") for name in whole):
             notices.append(f"{path.name} holds averaged weights as well; they are left aside")
     if prediction and said and prediction != said:
         notices.append(f"{where} says that the model predicts {said}; drawn with {prediction}, as asked")
-    if not prediction and not said and model.predictions[0] != "eps":
+    if not prediction and not said and len(model.predictions) > 1 and model.predictions[0] != "eps":
         first, second = model.predictions
         notices.append(
             f"{path.name} does not say whether it predicts {first} or {second}; {first} is assumed, which is "
@@ -102,9 +108,12 @@ def identify(
         model=model,
         path=path,
         layout="folder" if path.is_dir() else "single",
-        tensors=tensors,
+        tensors={part.folder: tensors[part.folder] for part in model.parts if tensors.get(part.folder)},
         prediction=found,
         table=table,
+        tables=tables,
+        variant=variant,
+        absent=tuple(part.folder for part in model.parts if not tensors.get(part.folder)),
         notices=tuple(notices),
         metadata=metadata,
     )
@@ -120,20 +129,52 @@ def load(
     )
 
 
+def loader(found: Found, name: str, dtype: torch.dtype | None = None) -> Callable[[torch.device], nn.Module]:
+    """Loads the part called `name` to a device whenever it is called, as `load` does, from its file: neither
+    it nor what it returns keeps other parts in memory. For `families.shelf`."""
+    model, path, layout, read = found.model, found.path, found.layout, rereader(found, name)
+    part = model.part(name)
+
+    def fresh(device: torch.device) -> nn.Module:
+        where = f"{path} ({name})"
+        named = to_ours(keys_of(part, layout), read(), where)
+        return files.fill(part.build, named, where, device=device, dtype=dtype)
+
+    return fresh
+
+
+def rereader(found: Found, name: str) -> Callable[[], dict[str, Tensor]]:
+    """Maps the file of the part called `name` anew whenever it is called: {published name: tensor}. What was
+    read of it leaves the memory with these tensors. Raises WeightsError where the part is absent."""
+    model, path, layout, variant = found.model, found.path, found.layout, found.variant
+    if name in found.absent:
+        raise WeightsError(f"{path} has no {name}")
+
+    def read() -> dict[str, Tensor]:
+        if layout == "folder":
+            return folders.read_part(path / name, variant)[0]
+        return single_file.split(model, files.read(path))[0][name]
+
+    return read
+
+
 def ours(found: Found, name: str) -> dict[str, Tensor]:
-    """The tensors of the part called `name` under our names, as stored."""
+    """The tensors of the part called `name` under our names, as stored. Raises WeightsError where it is
+    absent."""
+    if name in found.absent:
+        raise WeightsError(f"{found.path} has no {name}")
     keys = keys_of(found.model.part(name), found.layout)
     return to_ours(keys, found.tensors[name], f"{found.path} ({name})")
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def keys_of(part: Part, layout: Layout) -> KeyMap:
-    """The key map of a part."""
-    return (
-        part.kind.folder_keys(part.config)
-        if layout == "folder"
-        else part.single_keys(part.config, part.prefix)
-    )
+    """The key map of a part. Raises WeightsError for one that single files never hold."""
+    if layout == "folder":
+        return part.kind.folder_keys(part.config)
+    if part.single_keys is None:
+        raise WeightsError(f"{part.folder} is in folders only; there is no naming for a single file")
+    return part.single_keys(part.config, part.prefix)
 
 
 def manifest(part: Part, layout: Layout) -> Shapes:
@@ -176,12 +217,22 @@ def _model(
     layout: Layout,
     tensors: Mapping[str, Mapping[str, Tensor]] | Mapping[str, Tensor],
     models: Sequence[Model],
+    classes: Mapping[str, str] | None = None,  # of a folder's parts
 ) -> Model:
+    unlike = {
+        number: _unlike(model, layout, tensors)
+        for number, model in enumerate(models)
+        if layout == "folder" or model.single
+    }
+    order = sorted(unlike, key=lambda number: unlike[number])
+    likely = [number for place, number in enumerate(order) if place < CLOSE or not unlike[number]]
     best: tuple[int, Model, str] | None = None
-    for model in sorted(models, key=lambda model: _unlike(model, layout, tensors)):
-        found, strange = _apart(model, tensors)
+    for model in (models[number] for number in likely):
+        found, strange = _apart(model, layout, tensors, classes or {})
         problems = {
-            part.folder: differences(part, layout, found.get(part.folder, {})) for part in model.parts
+            part.folder: differences(part, layout, found.get(part.folder, {}))
+            for part in model.parts
+            if found.get(part.folder) or part.folder not in model.optional
         }
         count = len(strange) + sum(found.count for found in problems.values())
         if not count:
@@ -197,29 +248,36 @@ def _model(
     )
 
 
-def _unlike(model: Model, layout: Layout, tensors: Mapping[str, object]) -> int:
-    """How many of the U-Net's two telling tensors are not there. It only settles what is compared first."""
-    config = model.part("unet").config
-    held = _apart(model, tensors)[0].get("unet", {})
-    shapes = (config.channels[0], config.inputs, 3, 3), (config.channels[-1], config.context)
-    return sum(
-        name not in held or tuple(held[name].shape) != shape
-        for name, shape in zip(TELLING[layout], shapes, strict=True)
-    )
+def _unlike(model: Model, layout: Layout, tensors: Mapping[str, object]) -> float:
+    """How many telling tensors of the main part are not there, infinite without that part. It only settles
+    which models are compared name by name."""
+    main = model.part(model.main)
+    held = _apart(model, layout, tensors, {})[0].get(main.folder)
+    if not held:
+        return math.inf
+    ours = {name: torch.empty(shape, device="meta") for name, shape in main.kind.telling(main.config).items()}
+    telling = to_theirs(keys_of(main, layout), ours)
+    wrong = sum(name not in held or held[name].shape != tensor.shape for name, tensor in telling.items())
+    return float(wrong)
 
 
-def _apart(model: Model, tensors: Mapping[str, object]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Tensors by part, and what is of no part. Those of a folder come by part already."""
-    if all(isinstance(value, Tensor) for value in tensors.values()):
-        return single_file.split(model, tensors)  # type: ignore[arg-type]
-    names = {part.folder for part in model.parts}
-    return tensors, [name for name in tensors if name not in names]  # type: ignore[return-value]
+def _apart(
+    model: Model, layout: Layout, tensors: Mapping[str, Any], classes: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Tensors by part, and what is of no part. Those of a folder come by part already; there a network of a
+    class that the model has none of is passed over, such as a picture tower beside Stable Diffusion."""
+    if layout == "single":
+        return single_file.split(model, tensors)
+    parts = {part.folder for part in model.parts}
+    known = {name for part in model.parts for name in part.kind.classes}
+    strange = [name for name in tensors if name not in parts and classes.get(name) in {None, *known}]
+    return dict(tensors), strange
 
 
 def _check_settings(path: Path, model: Model, folder: folders.Folder) -> list[str]:
     """Shapes do not tell the number of heads and the like, so config.json has to agree. Returns notices."""
     notices = []
-    for part in model.parts:
+    for part in (part for part in model.parts if part.folder in folder.settings):
         usual, said = part.kind.settings(part.config), dict(folder.settings[part.folder])
         wrong = differing(usual, said)
         told = ", ".join(f"{key} is {theirs!r}, not {ours!r}" for key, (ours, theirs) in wrong.items())

@@ -12,13 +12,19 @@ from limner.errors import WeightsError
 from limner.weights import files, header
 from limner.weights.keymap import to_theirs
 from limner.weights.parts import Model
-from limner.weights.settings import BETAS
 
 INDEX = "model_index.json"
-NETWORKS = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
+NETWORKS = (  # as model_index.json calls them; whatever else it names is passed over
+    *("UNet2DConditionModel", "UNet2DModel", "AutoencoderKL", "SD3Transformer2DModel"),
+    *("FluxTransformer2DModel", "PriorTransformer", "UnCLIPTextProjModel", "StableUnCLIPImageNormalizer"),
+    *("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "T5EncoderModel"),
+)
+LEFT_OUT = ("T5EncoderModel",)  # folders are often copied without it; whether it may lack, models know
 STEMS = ("diffusion_pytorch_model", "model")
 PATH_FILE = "scheduler_config.json"  # beside which folder it lies is in its name
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+FLOW = "FlowMatch"  # how the classes of samplers begin that are asked for a flow and do not say so
+COPIED = ("tokenizer*/*", "feature_extractor/*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,8 +33,8 @@ class Folder:
 
     tensors: Mapping[str, Mapping[str, Tensor]]  # part -> its tensors, under published names
     settings: Mapping[str, Mapping[str, object]]  # part -> its config.json
-    prediction: str | None  # what its networks predict: "eps", "v" or "x0"; None: it does not say
-    table: Mapping[str, object]  # of betas: its PATH_FILE; empty where there is none
+    classes: Mapping[str, str]  # part -> its class in model_index.json
+    tables: Mapping[str, Mapping[str, object]]  # folder of a sampler -> its PATH_FILE
     notices: tuple[str, ...]
 
 
@@ -38,23 +44,30 @@ def read(path: Path, variant: str | None = None) -> Folder:
     Raises WeightsError when the folder is no diffusers folder, lacks a file, or has it as a pickle only.
     """
     index = files.read_json(path / INDEX)
-    tensors, settings, notices = {}, {}, []
+    tensors, settings, classes, notices = {}, {}, {}, []
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[1] in NETWORKS:
             if Path(name).name != name or name.startswith("."):
                 raise WeightsError(f"{path / INDEX} names a part {name!r}, which is no folder beside it")
+            if entry[1] in LEFT_OUT and not (path / name).is_dir():
+                continue
             tensors[name], notice = read_part(path / name, variant)
             settings[name] = files.read_json(path / name / "config.json")
+            classes[name] = entry[1]
             notices += notice
-    said: object = None
-    table: dict[str, object] = {}
-    for file in path.glob(f"*/{PATH_FILE}"):
-        table = files.read_json(file)
-        said = table.get("prediction_type", "epsilon")
-        if said not in PREDICTIONS:
-            raise WeightsError(f"{file}: Limner does not know the prediction_type {said!r}")
-    predicts = PREDICTIONS[said] if isinstance(said, str) else None
-    return Folder(tensors, settings, predicts, table, tuple(notices))
+    tables = {file.parent.name: files.read_json(file) for file in sorted(path.glob(f"*/{PATH_FILE}"))}
+    return Folder(tensors, settings, classes, tables, tuple(notices))
+
+
+def prediction(path: Path, table: Mapping[str, object]) -> str:
+    """What the networks of a folder predict by its sampler's settings: "eps", "v", "x0" or "flow". Raises
+    WeightsError for anything else."""
+    if str(table.get("_class_name")).startswith(FLOW):
+        return "flow"
+    said = table.get("prediction_type", "epsilon")
+    if not isinstance(said, str) or said not in PREDICTIONS:
+        raise WeightsError(f"{path / '*' / PATH_FILE}: Limner does not know the prediction_type {said!r}")
+    return PREDICTIONS[said]
 
 
 def read_part(path: Path, variant: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
@@ -87,8 +100,9 @@ def write(
     model: Model,
     tensors: Mapping[str, Mapping[str, Tensor]],
     *,
-    prediction: str = "eps",
-    table: Mapping[str, object] | None = None,  # of betas, where it is not the usual one
+    prediction: str | None = None,  # None: "eps", or what it can predict only
+    table: Mapping[str, object] | None = None,  # of the first sampler, where it is not the usual one
+    tables: Mapping[str, Mapping[str, object]] | None = None,  # of the others by their folders, likewise
     variant: str | None = None,
     extras: Mapping[str, bytes] | None = None,  # more files by their place in the folder, such as tokenizers
     size: int = files.SHARD,  # bytes of one file at most
@@ -100,7 +114,7 @@ def write(
     """
     if path.exists():
         raise WeightsError(f"{path} exists already; choose another folder")
-    if absent := [part.folder for part in model.parts if part.folder not in tensors]:
+    if absent := model.lacking(tensors):
         raise WeightsError(f"a {model.title} cannot be written without {', '.join(absent)}")
     beside = path.with_name(path.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -108,29 +122,25 @@ def write(
     index: dict[str, object] = {"_class_name": model.pipeline, "_diffusers_version": version}
     try:
         for part in model.parts:
+            there = part.folder in tensors
+            index[part.folder] = [part.kind.library, part.class_name] if there else [None, None]
+            if part.tokenizer:
+                index[part.tokenizer] = ["transformers", part.kind.tokenizer] if there else [None, None]
+            if not there:
+                continue
             theirs = to_theirs(part.kind.folder_keys(part.config), tensors[part.folder])
             target = beside / part.folder
             files.save_shards(theirs, target / f"{part.kind.stem}.safetensors", variant, size)
             told = {"torch_dtype": _dtype(theirs)} if part.kind.library == "transformers" else {}
             files.write_json(part.kind.settings(part.config) | told, target / "config.json")
-            index[part.folder] = [part.kind.library, part.class_name]
-            if part.kind.library == "transformers":
-                index[part.folder.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
-        names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-        folder = PATH_FILE.removesuffix("_config.json")
-        betas = BETAS | dict(table or {}) | {"prediction_type": names[prediction]}
-        files.write_json(betas, beside / folder / PATH_FILE)
-        index[folder] = ["diffusers", betas["_class_name"]]
-        if model.pipeline.startswith("StableDiffusionXL"):
-            index["force_zeros_for_empty_prompt"] = "text_encoder" in tensors
-            if "text_encoder" not in tensors:
-                index |= {
-                    "text_encoder": [None, None],
-                    "tokenizer": [None, None],
-                    "requires_aesthetics_score": True,
-                }
-        else:
-            index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        said = dict(tables or {})
+        for number, (folder, usual) in enumerate(model.tables.items()):
+            steps = dict(usual) | dict(said.get(folder, {}))
+            if number == 0:
+                steps |= dict(table or {}) | _predicting(prediction or model.usual)
+            files.write_json(steps, beside / folder / PATH_FILE)
+            index[folder] = ["diffusers", steps["_class_name"]]
+        index |= model.index
         for name, content in (extras or {}).items():
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
             (beside / name).write_bytes(content)
@@ -141,11 +151,20 @@ def write(
 
 
 def extras(path: Path) -> dict[str, bytes]:
-    """What `write` does not make by itself and a copy of the folder `path` needs: its tokenizers."""
+    """What `write` does not make by itself and a copy of the folder `path` needs: tokenizers, and how
+    pictures are made ready for a picture tower."""
     found = (
-        file for file in path.glob("tokenizer*/*") if file.is_file() and file.suffix in (".json", ".txt")
+        file
+        for pattern in COPIED
+        for file in path.glob(pattern)
+        if file.is_file() and file.suffix in (".json", ".txt", ".model")
     )
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
+
+
+def _predicting(prediction: str) -> dict[str, object]:
+    names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    return {} if prediction == "flow" else {"prediction_type": names[prediction]}
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> str:

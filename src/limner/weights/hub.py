@@ -13,7 +13,9 @@ from limner.weights.files import read_json
 from limner.weights.folders import INDEX, NETWORKS, STEMS
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,100}))?")
-SMALL = ("config.json", "scheduler_config.json", "tokenizer/*", "tokenizer_2/*", "tokenizer_3/*")
+SMALL = re.compile(r".*config\.json|\w*tokenizer\w*/[^/]+\.(json|txt|model)")
+TOWER = "image_encoder"  # only the parts of unCLIP look at pictures:
+SEEING = ("image_normalizer", "super_res_first")
 
 
 def is_id(model: str) -> bool:
@@ -77,11 +79,7 @@ def wanted(model: str, names: Sequence[str], variant: str | None) -> list[str]:
         raise WeightsError(
             f"{model} is no diffusers repository (it has no {INDEX}); fetch a file of it by hand"
         )
-    small = [
-        n
-        for n in names
-        if n == INDEX or n.endswith(SMALL[:2]) or n.startswith(("tokenizer/", "tokenizer_2/"))
-    ]
+    small = [n for n in names if n == INDEX or SMALL.fullmatch(n)]
     kinds: dict[str, list[str]] = {}
     dot = f".{variant}" if variant else ""
     shape = re.compile(
@@ -96,7 +94,8 @@ def wanted(model: str, names: Sequence[str], variant: str | None) -> list[str]:
         raise WeightsError(
             f"{model} has no safetensors{f' of the variant {variant!r}' if variant else ''}{more}"
         )
-    skipped = ("safety_checker/", "image_encoder/")
+    sees = any(n.startswith(SEEING) for n in names)
+    skipped = ("safety_checker/",) if sees else ("safety_checker/", f"{TOWER}/")
     return [
         n
         for n in small + [file for group in kinds.values() for file in group]
@@ -111,5 +110,7 @@ def _whole(folder: Path, variant: str | None) -> bool:
     except WeightsError:
         return False
     parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[-1] in NETWORKS]
+    if not set(SEEING) & set(index):
+        parts = [part for part in parts if part != TOWER]
     ending = f".{variant}.safetensors" if variant else ".safetensors"
     return bool(parts) and all(any((folder / part).glob(f"*{ending}")) for part in parts)

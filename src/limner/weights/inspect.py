@@ -10,8 +10,9 @@ from torch import Tensor
 from limner.errors import WeightsError
 from limner.weights import detect, embeddings, files, folders, header, lora
 from limner.weights.header import refuse_pickle
-from limner.weights.parts import MODELS, Model
-from limner.weights.standalone import Standalone, identify_network, known
+from limner.weights.parts import Model
+from limner.weights.published import ALL
+from limner.weights.standalone import Standalone, candidates, identify_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ class Report:
 
 def inspect(
     path: Path,
-    models: Sequence[Model] = MODELS,
+    models: Sequence[Model] = ALL,
     kinds: tuple[Standalone, ...] | None = None,  # of networks alone; None: all known
 ) -> Report:
     """What `path` is: a model, a network alone, a LoRA, an embedding, or a file of Limner's own.
@@ -82,7 +83,7 @@ def inspect(
             "a textual-inversion embedding", vectors, {"word": word.name, "places": places}, metadata
         )
     if network_found := next(
-        (kind for kind in (known() if kinds is None else kinds) if kind.fits(tensors)), None
+        (kind for kind in (candidates(tensors) if kinds is None else kinds) if kind.fits(tensors)), None
     ):
         return _report(network_found.title, {"network": tensors}, {}, metadata)
     return _of_model(detect.identify(path, models=models))
@@ -91,6 +92,8 @@ def inspect(
 def _of_model(found: detect.Found) -> Report:
     where = "a diffusers folder" if found.layout == "folder" else "a single file"
     facts = {"predicts": found.prediction, "trained at": f"{found.model.size} pixels"}
+    if found.absent:
+        facts["not in it"] = ", ".join(found.absent)
     return _report(f"{found.model.title}, {where}", found.tensors, facts, found.metadata, found.notices)
 
 

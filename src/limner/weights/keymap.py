@@ -34,6 +34,7 @@ class Change:
 
     read: Callable[[Tensor], Tensor]
     write: Callable[[Tensor], Tensor]
+    rows: bool = False  # whether it only moves rows, so that it goes for whatever is multiplied from the left
 
 
 def _flat(weight: Tensor) -> Tensor:
@@ -57,13 +58,15 @@ TRANSPOSED = Change(_turned, _turned)  # a bare projection that they multiply fr
 class Rule:
     """One line of a key map; both sides are whole names with the same blanks.
 
-    A tuple as `ours`: their tensor is ours, concatenated along axis 0 in equal parts; `change` works on the
-    whole. Raises ValueError when a name could be read in two ways.
+    A tuple as `ours`: their tensor is ours, concatenated along axis 0 in equal parts or in `shares`; `change`
+    works on the whole. Raises ValueError when a name could be read in two ways.
     """
 
     theirs: str
     ours: str | tuple[str, ...] | None  # None: known, and dropped when read
     change: Change | None = None
+    shares: tuple[int, ...] = ()  # of the parts of a fused tensor, such as 1, 1, 1, 4; (): they are equal
+    twin: bool = False  # a copy that some files hold besides: read where there is no other
 
     def __post_init__(self) -> None:
         blanks = [_blanks(side) for side in (self.theirs, *self.parts)]
@@ -74,6 +77,16 @@ class Rule:
     def parts(self) -> tuple[str, ...]:
         """Our names, also when it is one or none."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours or ()
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...] | None:
+        """A fused tensor's parts; None when it cannot be divided so."""
+        if len(self.parts) == 1:
+            return (tensor,)
+        shares = self.shares or (1,) * len(self.parts)
+        if not tensor.ndim or tensor.shape[0] % sum(shares):
+            return None
+        one = tensor.shape[0] // sum(shares)
+        return torch.split(tensor, [share * one for share in shares])
 
 
 KeyMap = tuple[Rule, ...]
@@ -100,23 +113,22 @@ def to_ours(rules: KeyMap, tensors: Mapping[str, Tensor], where: str | Path) -> 
     ours: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     unknown = []
-    for name, tensor in tensors.items():
-        if (found := index.find(name)) is None:
+    matches = [(name, tensor, index.find(name)) for name, tensor in tensors.items()]
+    for name, tensor, found in sorted(matches, key=lambda match: bool(match[2] and match[2][0].twin)):
+        if found is None:
             unknown.append(name)
             continue
         rule, blanks = found
-        if rule.ours is None:
-            continue
         names = [_filled(part, blanks) for part in rule.parts]
+        if rule.ours is None or (rule.twin and ours.keys() >= set(names)):
+            continue
         changed = _changed(rule.change.read if rule.change else None, tensor, name, where)
-        if len(names) > 1 and (not changed.ndim or changed.shape[0] % len(names)):
+        if (pieces := rule.split(changed)) is None:
             raise WeightsError(
-                f"{where}: {name} is {tuple(tensor.shape)}; it should hold {len(names)} equal parts along "
-                f"its first axis"
+                f"{where}: {name} is {tuple(tensor.shape)}; it should hold {sum(rule.shares) or len(names)} "
+                "equal parts along its first axis"
             )
-        for part, piece in zip(
-            names, changed.chunk(len(names)) if len(names) > 1 else (changed,), strict=True
-        ):
+        for part, piece in zip(names, pieces, strict=True):
             if part in ours:
                 raise WeightsError(f"{where}: both {source[part]} and {name} are our {part}; one is too many")
             ours[part], source[part] = piece, name
@@ -154,6 +166,17 @@ def to_theirs(rules: KeyMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     if unknown:
         raise WeightsError(f"{len(unknown)} tensors without a published name: {listing(unknown)}")
     return theirs
+
+
+def sources(rules: KeyMap, names: Iterable[str]) -> dict[str, tuple[Rule, tuple[str, ...]]]:
+    """{published name: (its rule, what it is of ours)} of the tensors in which `names` of ours lie. What has
+    no published name is left out."""
+    index = _Index((part, rule) for rule in rules for part in rule.parts)
+    matches = (index.find(name) for name in names)
+    return {
+        _filled(rule.theirs, blanks): (rule, tuple(_filled(part, blanks) for part in rule.parts))
+        for rule, blanks in (match for match in matches if match)
+    }
 
 
 def listing(names: Iterable[str]) -> str:

@@ -5,6 +5,9 @@ kohya       lora_unet_down_blocks_0_attentions_0_..._to_q.lora_down.weight, .lor
 diffusers   unet.down_blocks.0...to_q.lora.down.weight, .lora_A.weight, text_encoder..., text_encoder_2...
             and the oldest: unet....attn1.processor.to_q_lora.down.weight, ...self_attn.to_q_lora.down.weight
 PEFT        base_model.model.down_blocks.0...to_q.lora_A.weight; alpha in adapter_config.json
+
+Of transformers (SD3, FLUX) the parts are called transformer. and lora_unet_ or lora_transformer_; kohya, and
+the makers of FLUX, update there what lies in one layer of the original files and in several of ours.
 """
 
 import json
@@ -20,18 +23,23 @@ from limner.errors import WeightsError
 from limner.nn import lora
 from limner.nn.lora import Update
 from limner.weights import files, header
-from limner.weights.keymap import KeyMap, listing, to_theirs
+from limner.weights.keymap import KeyMap, Rule, listing, sources
 
 PARTS = {  # how a spelled name begins -> the part of the model; the longest first
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_transformer_": "transformer",
     "lora_te_": "text_encoder",
+    "text_encoder_3.": "text_encoder_3",
     "text_encoder_2.": "text_encoder_2",
     "text_encoder.": "text_encoder",
+    "transformer.": "transformer",
     "unet.": "unet",
     "base_model.model.": "",  # any part that has such a layer
 }
+ELSEWHERE = {"unet": "transformer", "text_encoder_3": "text_encoder_2"}  # where a model has no such part
 SIDES = {
     "lora_down.weight": "down",
     "lora.down.weight": "down",
@@ -45,6 +53,7 @@ SIDES = {
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
 }
+ALONE = ("img_in", "txt_in")  # layers of FLUX whose names have no part before them
 OLDEST = re.compile(r"(.*?)(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight")
 PATTERN = re.compile(r"\^?[\w.-]+")  # a name in PEFT's alpha_pattern: the layer's end, or all of it after ^
 
@@ -68,25 +77,26 @@ class Place:
     """A network that can be updated, and what its layers are called elsewhere."""
 
     network: nn.Module
-    names: Mapping[str, str]  # published name of a layer, with dots or with underscores -> ours
+    names: Mapping[str, tuple[Rule, tuple[str, ...]]]  # published name of a layer, with dots or with
+    # underscores -> its rule, and our layers that lie in it
 
 
 def place(network: nn.Module, *maps: KeyMap) -> Place:
     """A network whose layers may be called as in any of the published namings `maps`. To be made before the
     first update is attached."""
-    names: dict[str, str] = {}
-    for ours, module in network.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
-            continue
-        for keys in maps:
-            try:
-                (theirs,) = to_theirs(keys, {f"{ours}.weight": module.weight.to("meta")})
-            except WeightsError:  # one of several layers that lie in a single tensor there
-                continue
+    weights = [
+        f"{ours}.weight"
+        for ours, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    names: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+    for keys in maps:
+        for theirs, (rule, ours) in sources(keys, weights).items():
             known = theirs.removesuffix(".weight")
+            layers = tuple(name.removesuffix(".weight") for name in ours)
             for name in (known, known.removeprefix("text_model.")):
-                names.setdefault(name, ours)
-                names.setdefault(name.replace(".", "_"), ours)
+                names.setdefault(name, (rule, layers))
+                names.setdefault(name.replace(".", "_"), (rule, layers))
     return Place(network, names)
 
 
@@ -122,6 +132,66 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pat
     return LoRA(path, updates, metadata)
 
 
+def match(file: LoRA, places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Update]], tuple[str, ...]]:
+    """{part: {name of a layer: update}}, and the names, as spelled in the file, that no network has. The
+    networks may be on the meta device: names and shapes are all that counts.
+
+    Raises WeightsError when none is known.
+    """
+    found: dict[str, dict[str, Update]] = {part: {} for part in places}
+    unmatched = []
+    for (part, spelled), update in file.updates.items():
+        there = part if part in places else ELSEWHERE.get(part, part)
+        candidates = [there] if part else list(places)
+        known = [p for p in candidates if p in places and spelled in places[p].names]
+        if not known:
+            unmatched.append(f"{part}: {spelled}" if part else spelled)
+            continue
+        several = [(p, _divided(update, *places[p].names[spelled])) for p in known]
+        if len(known) > 1:  # XL's text encoders have the same names and other widths
+            several.sort(key=lambda one: not _fits(places[one[0]], one[1]))
+        found[several[0][0]] |= several[0][1]
+    if not any(found.values()):
+        raise WeightsError(f"{file.path} fits no part of this model; it would update {listing(unmatched)}")
+    return found, tuple(sorted(unmatched))
+
+
+def _fits(place: Place, updates: Mapping[str, Update]) -> bool:
+    return all(lora.fits(place.network, layer, update) for layer, update in updates.items())
+
+
+def _divided(update: Update, rule: Rule, layers: tuple[str, ...]) -> dict[str, Update]:
+    """{our layer: its update}: all hear the same, and each has its rows of what is said. What cannot be
+    divided is given to the first, which it will not fit."""
+    up = update.up
+    if rule.change is not None and rule.change.rows:
+        up = rule.change.read(up)
+    pieces = rule.split(up) or (up,)
+    return {
+        layer: Update(update.down, piece, update.alpha) for layer, piece in zip(layers, pieces, strict=False)
+    }
+
+
+def check(file: LoRA, places: Mapping[str, Place], found: Mapping[str, Mapping[str, Update]]) -> None:
+    """Raises WeightsError where an update that `match` found has not the shape of its layer."""
+    for part, updates in found.items():
+        try:
+            lora.attach(places[part].network, file.path.name, updates)
+        except WeightsError as error:
+            raise WeightsError(f"{file.path}: {error}") from None
+        lora.detach(places[part].network, file.path.name)
+
+
+def for_few_steps(file: LoRA) -> bool:
+    """Whether `file` seems to be LCM-LoRA or of its kind: it says so in its metadata, or it updates what the
+    published ones do, the U-Net down to how it is told the time, and was not made by a trainer of styles."""
+    if any(re.search(r"\blcm\b", value, re.IGNORECASE) for value in file.metadata.values()):
+        return True
+    told = any(name.endswith("time_emb_proj") for _, name in file.updates)
+    alone = all(part in ("unet", "") for part, _ in file.updates)
+    return told and alone and not any(key.startswith("ss_") for key in file.metadata)
+
+
 def attach(
     file: LoRA,
     places: Mapping[str, Place],
@@ -135,19 +205,7 @@ def attach(
     Returns the names, as spelled in the file, that no network has. Raises WeightsError, and changes nothing,
     when none is known or a shape does not fit.
     """
-    found: dict[str, dict[str, Update]] = {part: {} for part in places}
-    unmatched = []
-    for (part, spelled), update in file.updates.items():
-        candidates = [part] if part else list(places)
-        known = [p for p in candidates if p in places and spelled in places[p].names]
-        if len(known) > 1:  # XL's text encoders have the same names and other widths
-            known.sort(key=lambda p: not lora.fits(places[p].network, places[p].names[spelled], update))
-        if known:
-            found[known[0]][places[known[0]].names[spelled]] = update
-        else:
-            unmatched.append(f"{part}: {spelled}" if part else spelled)
-    if not any(found.values()):
-        raise WeightsError(f"{file.path} fits no part of this model; it would update {listing(unmatched)}")
+    found, unmatched = match(file, places)
     done: list[str] = []
     try:
         for part, updates in found.items():
@@ -158,7 +216,7 @@ def attach(
         for part in done:
             lora.detach(places[part].network, name)
         raise WeightsError(f"{file.path}: {error}") from None
-    return tuple(sorted(unmatched))
+    return unmatched
 
 
 def _split(name: str) -> tuple[str, str, str] | None:
@@ -176,7 +234,7 @@ def _split(name: str) -> tuple[str, str, str] | None:
         if layer.startswith(start):
             inner = layer.removeprefix(start)
             return part, inner.removeprefix("base_model.model."), side
-    return ("", layer, side) if "." in layer else None
+    return ("", layer, side) if "." in layer or layer in ALONE else None
 
 
 def _update(

@@ -1,20 +1,29 @@
-"""The published models that Limner knows: their networks, and where each lies in folders and in single files.
+"""What a published model is made of: its networks, and where each lies in folders and in single files; and
+Stable Diffusion's. Those of other families stand in parts_*.py, all of them together in `published`.
 
 A model is a value. What it is called is decided in `detect`, by names and shapes, never by a file's name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from limner.models import clip, kl_vae, unet
+from limner.models import clip, kl_vae, t5, unet
 from limner.weights.keymap import KeyMap
 from limner.weights.maps import clip as clip_maps
 from limner.weights.maps import kl_vae as vae_maps
+from limner.weights.maps import t5 as t5_maps
 from limner.weights.maps import unet as unet_maps
-from limner.weights.settings import text_settings, unet_settings, vae_settings
+from limner.weights.settings import BETAS, t5_settings, text_settings, unet_settings, vae_settings
+
+Shapes = dict[str, tuple[int, ...]]
+TABLE = "scheduler_config".removesuffix("_config")  # folder of what most models say about their path
+
+
+def _untold(config: Any) -> Shapes:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +32,13 @@ class Kind:
 
     build: Callable[[Any], nn.Module]  # from its configuration
     folder_keys: Callable[[Any], KeyMap]  # names in a diffusers folder <-> ours
-    settings: Callable[[Any], dict[str, object]]  # its config.json
+    settings: Callable[[Any], dict[str, object]]  # its config.json, with _class_name or architectures
     library: str  # in model_index.json
     stem: str  # of its weights in a folder
+    classes: tuple[str, ...]  # what model_index.json may call it
+    tokenizer: str | None = None  # class of the tokenizer in the folder beside; None: it reads no text
+    telling: Callable[[Any], Shapes] = _untold  # our names and shapes of a few tensors, no two configurations
+    # of which are alike: by them `detect` finds the likely models before it builds any. Of main parts only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +48,10 @@ class Part:
     folder: str  # in a diffusers folder; also the part's name
     kind: Kind
     config: Any  # the configuration of its network
-    prefix: str  # in a single file
-    single_keys: Callable[[Any, str], KeyMap]  # names in a single file, prefix and all <-> ours
+    prefix: str = ""  # in a single file
+    prefixes: tuple[str, ...] = ()  # others that are read, too, and never written
+    single_keys: Callable[[Any, str], KeyMap] | None = None
+    # names in a single file, prefix and all <-> ours; None: it is in folders only
 
     def build(self) -> nn.Module:
         """The network, as `files.fill` wants to be given it."""
@@ -45,10 +60,14 @@ class Part:
     @property
     def class_name(self) -> str:
         """In model_index.json."""
-        return str(self.kind.settings(self.config).get("_class_name") or self._architecture())
+        settings = self.kind.settings(self.config)
+        architectures = settings.get("architectures")
+        return str(architectures[0] if isinstance(architectures, list) else settings["_class_name"])
 
-    def _architecture(self) -> str:
-        return "CLIPTextModelWithProjection" if self.config.projection else "CLIPTextModel"
+    @property
+    def tokenizer(self) -> str | None:
+        """The folder of its tokenizer; None: it reads no text."""
+        return self.folder.replace("text_encoder", "tokenizer") if self.kind.tokenizer else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,14 +76,46 @@ class Model:
 
     name: str  # one word
     title: str
+    family: str  # a name in families.FAMILIES
+    main: str  # the part that tells it from other models
     parts: tuple[Part, ...]
-    predictions: tuple[str, ...]  # what its networks may predict, the usual first: "eps", "v"
+    optional: frozenset[str] = frozenset()  # parts that a folder or file may lack
+    predictions: tuple[str, ...]  # what its networks may predict, the usual first: "eps", "v", "x0", "flow"
     size: int  # side in pixels that it was trained at
     pipeline: str  # in model_index.json
+    index: Mapping[str, object] = field(default_factory=dict, hash=False)  # what else model_index.json says
+    tables: Mapping[str, Mapping[str, object]] = field(  # folder -> what its *_config.json says of a path and
+        default_factory=lambda: {TABLE: BETAS},
+        hash=False,  # a sampler; `predictions` are those of the first
+    )
 
     def part(self, folder: str) -> Part:
         """The part called `folder`."""
         return next(part for part in self.parts if part.folder == folder)
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Parts that are not among `names` and that it cannot do without."""
+        held = {*names, *self.optional}
+        return [part.folder for part in self.parts if part.folder not in held]
+
+    @property
+    def usual(self) -> str:
+        """What it predicts where nothing is said: eps, if it can be."""
+        return "eps" if "eps" in self.predictions else self.predictions[0]
+
+    @property
+    def single(self) -> bool:
+        """Whether it is published in single files as well."""
+        return all(part.single_keys or part.folder in self.optional for part in self.parts)
+
+
+def unet_telling(config: unet.UNetConfig) -> Shapes:
+    """What comes in, and what the middle hears."""
+    return {
+        "first.weight": (config.channels[0], config.inputs, 3, 3),
+        "middle.0.transformer.blocks.0.text.k.weight": (config.channels[-1], config.context),
+        **({"guidance.weight": (config.channels[0], config.guidance)} if config.guidance else {}),
+    }
 
 
 UNET = Kind(
@@ -73,6 +124,8 @@ UNET = Kind(
     settings=unet_settings,
     library="diffusers",
     stem="diffusion_pytorch_model",
+    classes=("UNet2DConditionModel",),
+    telling=unet_telling,
 )
 VAE = Kind(
     build=kl_vae.KLVAE,
@@ -80,6 +133,7 @@ VAE = Kind(
     settings=vae_settings,
     library="diffusers",
     stem="diffusion_pytorch_model",
+    classes=("AutoencoderKL",),
 )
 TEXT = Kind(
     build=clip.CLIPText,
@@ -87,6 +141,19 @@ TEXT = Kind(
     settings=text_settings,
     library="transformers",
     stem="model",
+    classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
+    tokenizer="CLIPTokenizer",
+)
+
+
+T5 = Kind(
+    build=t5.T5Encoder,
+    folder_keys=t5_maps.transformers_t5,
+    settings=t5_settings,
+    library="transformers",
+    stem="model",
+    classes=("T5EncoderModel",),
+    tokenizer="T5TokenizerFast",
 )
 
 
@@ -115,13 +182,23 @@ def text_part(config: clip.CLIPTextConfig, prefix: str, folder: str = "text_enco
     return Part(folder=folder, kind=TEXT, config=config, prefix=prefix, single_keys=keys)
 
 
+def t5_part(config: t5.T5Config, folder: str, prefix: str = t5_maps.T5_PREFIX) -> Part:
+    """A T5."""
+    return Part(folder=folder, kind=T5, config=config, prefix=prefix, single_keys=t5_maps.transformers_t5)
+
+
+LCM = BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
+UNFILTERED = {"safety_checker": [None, None], "feature_extractor": [None, None]}
 SD15 = Model(
     name="sd15",
     title="Stable Diffusion 1",
+    family="sd",
+    main="unet",
     parts=(unet_part(unet.SD15), vae_part(kl_vae.SD), text_part(clip.TEXT_L, clip_maps.SD1_PREFIX)),
     predictions=("eps", "v"),
     size=512,
     pipeline="StableDiffusionPipeline",
+    index=UNFILTERED,
 )
 SD15_INPAINTING = replace(
     SD15,
@@ -130,13 +207,25 @@ SD15_INPAINTING = replace(
     parts=(unet_part(unet.SD15_INPAINTING), *SD15.parts[1:]),
     pipeline="StableDiffusionInpaintPipeline",
 )
+SD15_LCM = replace(
+    SD15,
+    name="sd15-lcm",
+    title="Stable Diffusion 1 as a latent consistency model",
+    parts=(unet_part(unet.SD15_LCM), *SD15.parts[1:]),
+    predictions=("eps",),
+    pipeline="LatentConsistencyModelPipeline",
+    tables={TABLE: LCM},
+)
 SD21 = Model(
     name="sd21",
     title="Stable Diffusion 2",
+    family="sd",
+    main="unet",
     parts=(unet_part(unet.SD21), vae_part(kl_vae.SD), text_part(clip.TEXT_H_SD2, clip_maps.SD2_PREFIX)),
     predictions=("v", "eps"),  # 768 pixels and 512 (base): one shape
     size=768,
     pipeline="StableDiffusionPipeline",
+    index=UNFILTERED,
 )
 SD21_INPAINTING = replace(
     SD21,
@@ -150,6 +239,8 @@ SD21_INPAINTING = replace(
 SDXL = Model(
     name="sdxl",
     title="Stable Diffusion XL",
+    family="sd",
+    main="unet",
     parts=(
         unet_part(unet.SDXL),
         vae_part(kl_vae.SDXL),
@@ -159,6 +250,7 @@ SDXL = Model(
     predictions=("eps", "v"),
     size=1024,
     pipeline="StableDiffusionXLPipeline",
+    index={"force_zeros_for_empty_prompt": True},
 )
 SDXL_INPAINTING = replace(
     SDXL,
@@ -167,9 +259,19 @@ SDXL_INPAINTING = replace(
     parts=(unet_part(unet.SDXL_INPAINTING), *SDXL.parts[1:]),
     pipeline="StableDiffusionXLInpaintPipeline",
 )
+SDXL_LCM = replace(
+    SDXL,
+    name="sdxl-lcm",
+    title="Stable Diffusion XL as a latent consistency model",
+    parts=(unet_part(unet.SDXL_LCM), *SDXL.parts[1:]),
+    predictions=("eps",),
+    tables={TABLE: LCM},
+)
 SDXL_REFINER = Model(
     name="sdxl-refiner",
     title="Stable Diffusion XL refiner",
+    family="sd",
+    main="unet",
     parts=(
         unet_part(unet.SDXL_REFINER),
         vae_part(kl_vae.SDXL),
@@ -178,5 +280,14 @@ SDXL_REFINER = Model(
     predictions=("eps",),
     size=1024,
     pipeline="StableDiffusionXLImg2ImgPipeline",
+    index={
+        "force_zeros_for_empty_prompt": False,
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "requires_aesthetics_score": True,
+    },
 )
-MODELS = (SD15, SD15_INPAINTING, SD21, SD21_INPAINTING, SDXL, SDXL_INPAINTING, SDXL_REFINER)
+MODELS = (
+    *(SD15, SD15_INPAINTING, SD15_LCM, SD21, SD21_INPAINTING),
+    *(SDXL, SDXL_INPAINTING, SDXL_LCM, SDXL_REFINER),
+)

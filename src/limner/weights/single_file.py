@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from limner.errors import WeightsError
 from limner.weights import files
 from limner.weights.keymap import KeyMap, Rule, our_names, to_theirs
 from limner.weights.parts import Model
@@ -27,6 +28,8 @@ LEFT: KeyMap = tuple(  # what training left in files, and marks without numbers
         "model.decay",
         "model.num_updates",
         "cond_stage_model.logit_scale",
+        "low_scale_model.{rest*}",  # the x4 upscaler's other path
+        "text_encoders.{which}.logit_scale",
         "v_pred",  # the model predicts v
         "ztsnr",  # and was trained down to no signal at all
     )
@@ -34,16 +37,27 @@ LEFT: KeyMap = tuple(  # what training left in files, and marks without numbers
 
 
 def split(model: Model, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """{part: its tensors, prefix and all}, and the names that belong to no part of `model`."""
+    """{part: its tensors, prefix and all}, and the names that belong to no part of `model`. Of several
+    prefixes that a name begins with, the longest counts; other spellings of one become the first."""
+    places = [
+        (prefix, part) for part in model.parts if part.single_keys for prefix in (part.prefix, *part.prefixes)
+    ]
+    places.sort(key=lambda place: -len(place[0]))
     parts: dict[str, dict[str, Tensor]] = {part.folder: {} for part in model.parts}
-    rest = []
+    bare = next((part for prefix, part in places if not prefix), None)
+    rest = {}
     for name, tensor in tensors.items():
-        part = next((part for part in model.parts if name.startswith(part.prefix)), None)
-        if part is not None:
-            parts[part.folder][name] = tensor
+        for prefix, part in places:
+            if prefix and name.startswith(prefix):
+                parts[part.folder][part.prefix + name.removeprefix(prefix)] = tensor
+                break
         else:
-            rest.append(name)
-    return parts, [name for name, found in our_names(LEFT, rest).items() if found is None]
+            rest[name] = tensor
+    strange = [name for name, found in our_names(LEFT, rest).items() if found is None]
+    if bare is None:
+        return parts, strange
+    parts[bare.folder] |= {bare.prefix + name: rest[name] for name in strange}
+    return parts, []
 
 
 def write(
@@ -51,13 +65,23 @@ def write(
     model: Model,
     tensors: Mapping[str, Mapping[str, Tensor]],
     *,
-    prediction: str = "eps",
+    prediction: str | None = None,  # None: "eps", or what it can predict only
     zero_snr: bool = False,  # whether it was trained down to no signal at all
 ) -> None:
     """Write `model` with `tensors`, {part: tensors under our names}, as one file. What it predicts is
-    said in the metadata, in the words of ModelSpec 1.0."""
+    said in the metadata, in the words of ModelSpec 1.0.
+
+    Raises WeightsError when the model is one of folders only, or lacks a part.
+    """
+    if not model.single:
+        raise WeightsError(f"a {model.title} is written as a folder only; there is no naming for one file")
+    if absent := model.lacking(tensors):
+        raise WeightsError(f"a {model.title} cannot be written without {', '.join(absent)}")
+    prediction = prediction or model.usual
     theirs: dict[str, Tensor] = {}
     for part in model.parts:
+        if part.single_keys is None or part.folder not in tensors:
+            continue
         theirs |= to_theirs(part.single_keys(part.config, part.prefix), tensors[part.folder])
     if zero_snr:  # marks without numbers, as other programs write and read them
         theirs |= {

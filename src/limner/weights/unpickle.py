@@ -32,6 +32,7 @@ MEMORY = 6 * 2**30  # bytes of address space that the child may take
 SECONDS = 60.0  # for a small file; a large one has as many again for each gigabyte
 GROWTH = 4  # how many times larger than its file the copy may be
 CHUNK = 2**24  # bytes
+TABLES = ("state_dict", "params_ema", "params")  # what checkpoints call their weights; the first counts
 STORAGES = {  # torch's name -> type in safetensors, bytes of one number
     "DoubleStorage": ("F64", 8),
     "FloatStorage": ("F32", 4),
@@ -258,18 +259,23 @@ def _opened_zip(file: IO[bytes], size: int) -> tuple[object, Callable[[_Storage]
 
 
 def _views(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, _View]]:
-    """Names and tensors of a table, of its `state_dict` where it has one, or of the tables inside."""
+    """Names and tensors of a table, of the one in TABLES where it has one, or of the tables inside."""
     if isinstance(content, dict) and depth < 4:
-        for name, value in (content.get("state_dict", content) if not prefix else content).items():
+        for name, value in (_weights(content) if not prefix else content).items():
             if isinstance(value, _View):
                 yield f"{prefix}{name}", value
             else:
                 yield from _views(value, f"{prefix}{name}.", depth + 1)
 
 
+def _weights(content: dict[object, object]) -> dict[object, object]:
+    tables = (content[name] for name in TABLES if isinstance(content.get(name), dict))
+    return next(tables, content)  # type: ignore[arg-type]  # just checked
+
+
 def _skipped(content: object) -> list[str]:
     """Names of what stands beside tensors and is none."""
-    table = content.get("state_dict", content) if isinstance(content, dict) else {}
+    table = _weights(content) if isinstance(content, dict) else {}
     beside = [content, table] if table is not content else [content]
     return [
         str(name)[:100]

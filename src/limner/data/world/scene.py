@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "group relation": ("one over group of two", "two over one", "two beside one", "one beside two"),
     "several": ("triangle", "peak", "square", "two and three"),  # three to five different objects
 }
-MIX = {"single": 0.36, "count": 0.10, "pair": 0.10, "relation": 0.33, "group relation": 0.05, "several": 0.06}
+MIX = {"single": 0.26, "count": 0.20, "pair": 0.12, "relation": 0.30, "group relation": 0.05, "several": 0.07}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

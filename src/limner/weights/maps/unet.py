@@ -53,6 +53,7 @@ def diffusers_unet(config: UNetConfig) -> KeyMap:
             ("up_blocks.{i}.upsamplers.0.conv", "up.{i}.resample.conv"),
             ("conv_norm_out", "norm"),
             ("conv_out", "last"),
+            ("time_embedding.cond_proj", "guidance"),
         ),
     )
 
@@ -65,8 +66,11 @@ def diffusers_encoder(config: UNetConfig) -> KeyMap:
             ("conv_in", "first"),
             ("time_embedding.linear_1", "time.0"),
             ("time_embedding.linear_2", "time.2"),
-            (f"{added}.linear_1", "added.0"),
-            (f"{added}.linear_2", "added.2"),
+            *(
+                ((f"{added}.linear_1", "added.0"), (f"{added}.linear_2", "added.2"))
+                if not config.levels
+                else (("class_embedding", "level"),)
+            ),
             ("down_blocks.{i}.downsamplers.0.conv", "down.{i}.resample.conv"),
         ),
         *_resnet("down_blocks.{i}.resnets.{j}", "down.{i}.blocks.{j}.resnet", DIFFUSERS_RESNET),
@@ -78,7 +82,11 @@ def diffusers_encoder(config: UNetConfig) -> KeyMap:
 
 def ldm_unet(config: UNetConfig, prefix: str = "model.diffusion_model.") -> KeyMap:
     """The U-Net's part of a single file in the original naming <-> UNet."""
-    rules = [*ldm_encoder(config, prefix), *layers((prefix + "out.0", "norm"), (prefix + "out.2", "last"))]
+    rules = [
+        *layers((prefix + "time_embed.cond_proj", "guidance")),  # as converters call it
+        *ldm_encoder(config, prefix),
+        *layers((prefix + "out.0", "norm"), (prefix + "out.2", "last")),
+    ]
     step, levels = 0, len(config.channels)
     for i, depth in enumerate(reversed(config.depths)):
         for j in range(config.layers + 1):
@@ -95,7 +103,7 @@ def ldm_encoder(config: UNetConfig, prefix: str) -> KeyMap:
     rules = layers(
         (prefix + "input_blocks.0.0", "first"),
         (prefix + "time_embed.{i}", "time.{i}"),
-        (prefix + "label_emb.0.{i}", "added.{i}"),
+        (prefix + "label_emb", "level") if config.levels else (prefix + "label_emb.0.{i}", "added.{i}"),
     )
     step, levels = 1, len(config.channels)
     for i, depth in enumerate(config.depths):
