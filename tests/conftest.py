@@ -5,8 +5,10 @@ itself carries no such decorator, since checking at run time makes torch.compile
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from jaxtyping import install_import_hook
@@ -119,3 +121,27 @@ def atlas_folder(icon_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     objects = {name: icon for name, (icon, _) in DRAWN.items()}
     prepare(folder, objects, styles=("flat", "glossy"), source=icon_sets)
     return folder
+
+
+@pytest.fixture
+def wishes_read() -> Callable[[Callable[[Any], object]], set[str]]:
+    """A function that says at which wishes a loader looks."""
+    from limner.families.base import Wishes
+
+    names = {field.name for field in fields(Wishes)}
+
+    class Watched(Wishes):
+        read: ClassVar[set[str]] = set()
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in names:
+                Watched.read.add(name)
+            return super().__getattribute__(name)
+
+    def read(load: Callable[[Any], object]) -> set[str]:
+        wishes = Watched()
+        Watched.read.clear()
+        load(wishes)
+        return Watched.read
+
+    return read

@@ -185,24 +185,19 @@ def test_the_step_of_a_t_in_single_precision(name: str, steps: int) -> None:
     assert [grid.step(float(t)) for t in grid.t[:-1].float()] == list(range(steps))
 
 
-def test_smart_grids_are_deepfloyds_tables() -> None:
-    from diffusers.pipelines.deepfloyd_if import timesteps
-
-    path = VPPath.cosine()
-    for steps in (27, 50, 100, 185):
-        assert grids.smart(path, steps).t[:-1].tolist() == getattr(timesteps, f"smart{steps}_timesteps")
-    assert grids.sections(path, (10, 10, 3, 2, 2)).t[:-1].tolist() == timesteps.fast27_timesteps
-    with pytest.raises(RequestError, match="27, 50, 100, 185 steps, got 28"):
-        grids.smart(path, 28)
-    with pytest.raises(RequestError, match="at most 200"):
-        grids.sections(path, (1, 1, 1, 1, 201))
+@pytest.mark.parametrize(
+    ("share", "down", "up"), [(0.55, 5, 6), (0.5, 5, 5), (1.0, 10, 10), (2.0, 10, 10), (0.15, 1, 2)]
+)
+def test_the_last_steps_by_their_share(share: float, down: int, up: int) -> None:
+    grid = grids.uniform(VP, 10)
+    assert (grid.last(share).steps, grid.last(share, up=True).steps) == (down, up)
+    assert grid.last(share).t.tolist() == grid.t[-down - 1 :].tolist()
 
 
-@pytest.mark.parametrize("name", grids.FLOW_GRIDS)
-def test_flow_grids_by_name_are_shifted(name: str) -> None:
-    grid = grids.flow(name, 8, 3.0)
-    assert (grid.steps, grid.is_flow, float(grid.t[0])) == (8, True, 1.0)
-    last = 3 * 0.125 / 1.25 if name == "uniform" else 0.003 / 1.002
-    assert float(grid.t[-2]) == pytest.approx(last)
-    with pytest.raises(RequestError, match='no grid "karas" for this model; did you mean "karras"'):
-        grids.flow("karas", 8, 3.0)
+def test_a_share_that_leaves_no_step_is_refused() -> None:
+    grid = grids.uniform(VP, 10)
+    assert grid.last(0.05, up=True).steps == 1
+    with pytest.raises(RequestError, match=r"strength 0\.05 of 10 steps leaves none"):
+        grid.last(0.05)
+    with pytest.raises(RequestError, match="strength 0 of 10 steps leaves none"):
+        grid.last(0.0, up=True)

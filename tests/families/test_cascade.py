@@ -29,10 +29,10 @@ from transformers import CLIPTextModel, T5EncoderModel
 from transformers import T5Config as TheirT5Config
 
 from limner.errors import RequestError, WeightsError
-from limner.families import FAMILIES, cascade_files
+from limner.families import FAMILIES, HEARS, cascade_files
 from limner.families.base import Order, Wishes
-from limner.families.cascade import AFTER, GUIDANCE, LENGTH, NOISING_TAG, TAGS, WORN, Cascade
-from limner.families.x4 import NOISING_TAG as X4_NOISING
+from limner.families.cascade import AFTER, GUIDANCE, LENGTH, WORN, Cascade
+from limner.families.stages import Tag
 from limner.families.x4 import X4
 from limner.models import clip, kl_vae, pixel_unet, t5, unet
 from limner.pipeline.load import load as load_pipeline
@@ -58,7 +58,7 @@ FIRST = replace(
     pixel_unet.IF_I_XL, channels=(16, 32), layers=(1, 1), looks=(False, True), context=32, text=24,
     pool_heads=4, head_channels=8, time=64, groups=8,
 )  # fmt: skip
-SECOND = replace(FIRST, inputs=6, time=32, level=True, picture=False, scale=0.7071)
+SECOND = replace(FIRST, inputs=6, time=32, level=True, picture=False, divisor=1.414)
 THEIRS: dict[str, Any] = {
     "sample_size": SIDE, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
     "resnet_time_scale_shift": "scale_shift", "attention_head_dim": 8, "in_channels": 3, "out_channels": 6,
@@ -70,8 +70,8 @@ THEIRS: dict[str, Any] = {
 }  # fmt: skip
 THEIRS_SECOND: dict[str, Any] = {
     **THEIRS, "in_channels": 6, "time_embedding_dim": 32, "class_embed_type": "timestep",
-    "time_embedding_act_fn": "gelu", "resnet_skip_time_act": True, "resnet_out_scale_factor": 1 / 0.7071,
-    "mid_block_scale_factor": 1 / 0.7071, "only_cross_attention": True,
+    "time_embedding_act_fn": "gelu", "resnet_skip_time_act": True, "resnet_out_scale_factor": 1.414,
+    "mid_block_scale_factor": 1.414, "only_cross_attention": True,
 }  # fmt: skip
 X4_UNET = replace(
     unet.X4, channels=(16, 32), depths=(0, 1), middle=1, layers=1, blind=(True, False), context=24, heads=2,
@@ -253,7 +253,7 @@ MASK[..., 2:6, 3:] = 1
 
 def test_the_first_stage_draws_as_the_reference(root: Path, give: Give) -> None:
     source = NoiseSource(SEEDS)
-    give([source.initial((3, SIDE, SIDE)), *noises(source, (3, SIDE, SIDE), STEPS, TAGS[0])])
+    give([source.initial((3, SIDE, SIDE)), *noises(source, (3, SIDE, SIDE), STEPS, Tag.FIRST)])
     pipe = theirs(pipeline_if.IFPipeline, root / "I")
     wanted = pipe(**told(root), num_inference_steps=STEPS, guidance_scale=7.0, height=SIDE, width=SIDE).images
     assert psnr(run(load(root / "I"), ORDER), wanted) > 50
@@ -262,7 +262,8 @@ def test_the_first_stage_draws_as_the_reference(root: Path, give: Give) -> None:
 def test_the_second_stage_draws_as_the_reference(root: Path, give: Give) -> None:
     model, source, large = load(root / "I", root / "II"), NoiseSource(SEEDS), (3, 4 * SIDE, 4 * SIDE)
     order, small = replace(ORDER, size=large[1:]), draw(2, 3, SIDE, SIDE, seed=5).clamp(-1, 1)
-    give([source.initial(large), source.step(0, large, NOISING_TAG), *noises(source, large, STEPS // 2, 2)])
+    tag, worn = Tag.LARGER + 2, Tag.LARGER + 3
+    give([source.initial(large, tag), source.step(0, large, worn), *noises(source, large, STEPS // 2, tag)])
     pipe = theirs(pipeline_if_superresolution.IFSuperResolutionPipeline, root / "II")
     wanted = pipe(
         **told(root), image=small, num_inference_steps=STEPS // 2, guidance_scale=7.0 * GUIDANCE[1],
@@ -275,7 +276,7 @@ def test_the_second_stage_draws_as_the_reference(root: Path, give: Give) -> None
 def test_pictures_and_masks_count_as_in_the_reference(root: Path, give: Give, masked: bool) -> None:
     source, kept = NoiseSource(SEEDS), round(STEPS * 0.5)
     order = replace(ORDER, image=PICTURE, strength=0.5, mask=MASK if masked else None)
-    give([source.initial((3, SIDE, SIDE)), *noises(source, (3, SIDE, SIDE), kept, TAGS[0])])
+    give([source.initial((3, SIDE, SIDE)), *noises(source, (3, SIDE, SIDE), kept, Tag.FIRST)])
     kind: Any = (
         pipeline_if_inpainting.IFInpaintingPipeline if masked else pipeline_if_img2img.IFImg2ImgPipeline
     )
@@ -296,7 +297,8 @@ def test_they_count_at_the_second_stage_too(root: Path, give: Give, masked: bool
     small = draw(2, 3, SIDE, SIDE, seed=5).clamp(-1, 1)
     mask = torch.nn.functional.interpolate(MASK, scale_factor=4.0, mode="nearest") if masked else None
     order = replace(ORDER, size=large[1:], steps=2 * 4, image=LARGE, strength=0.5, mask=mask)
-    give([source.initial(large), source.step(0, large, NOISING_TAG), *noises(source, large, kept, 2)])
+    tag, worn = Tag.LARGER + 2, Tag.LARGER + 3
+    give([source.initial(large, tag), source.step(0, large, worn), *noises(source, large, kept, tag)])
     kind: Any = pipeline_if_img2img_superresolution.IFImg2ImgSuperResolutionPipeline
     more: dict[str, Any] = {"noise_level": WORN}
     if mask is not None:
@@ -318,7 +320,7 @@ def test_the_upscaler_draws_as_the_reference(root: Path, give: Give) -> None:
         for line in (parse("a Red fox").at(0, 1)[0], parse("rain").at(0, 1)[0])
     ]
     shape = (4, SIDE, SIDE)
-    give([source.step(0, (3, SIDE, SIDE), X4_NOISING), source.initial(shape)])
+    give([source.step(0, (3, SIDE, SIDE), Tag.X4_WORN), source.initial(shape, Tag.X4)])
     pipe = pipeline_stable_diffusion_upscale.StableDiffusionUpscalePipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"), tokenizer=None,
@@ -358,12 +360,22 @@ def test_what_a_cascade_cannot_do_is_said(root: Path) -> None:
         ({"guidance": 0.5}, "1 or more"),
         ({"image": PICTURE, "strength": 0.01}, "leaves none"),
         ({"grid": "smart"}, 'no grid "smart"'),
+        ({"rescale": 0.5}, "no rescale"),
     ):
         with pytest.raises(RequestError, match=message):
             model.plan(replace(ORDER, **wrong))
     plan = model.plan(replace(ORDER, prompt="a (red:1.3) fox " + "rain " * 90, size=(11, 9)))
     assert any("weights in the prompt" in said for said in plan.warnings)
     assert any("tokens of the prompt" in said for said in plan.warnings)
+    both = model.plan(replace(ORDER, prompt="a [red:blue:2] fox", negative_prompt="<lora:mine:1> [a|b]"))
+    assert [said.split(";")[0] for said in both.warnings] == [
+        "the prompt changes on the way",
+        "<lora:mine:1> in the negative prompt was left out: this model knows no such thing",
+        "the negative prompt changes on the way",
+    ]
+    (alone,) = model.plan(replace(ORDER, guidance=1.0, negative_prompt="[a|b] " * 90)).warnings
+    assert alone == "the negative prompt was left out: it needs guidance above 1"
+    assert model.plan(ORDER).warnings == ()
     assert plan.notices == ("9x11 was rounded to 8x12: sides are multiples of 2",)
     assert run(model, replace(ORDER, guidance=1.0)).shape == (2, 3, SIDE, SIDE)
 
@@ -378,6 +390,16 @@ def test_folders_that_do_not_follow_each_other_are_refused(root: Path) -> None:
             load(path, *then)
 
 
+def test_the_wishes_that_are_read_are_those_that_are_declared(root: Path, wishes_read: Any) -> None:
+    assert wishes_read(lambda wishes: cascade_files.load(root, CPU, wishes, TINY)) == HEARS["cascade"]
+    assert wishes_read(lambda wishes: cascade_files.load_x4(root / "III", CPU, wishes, TINY)) == HEARS["x4"]
+
+
+def test_learned_words_that_no_stage_hears_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="this cascade has none"):
+        cascade_files.load(root / "I", CPU, Wishes(embeddings=tmp_path), TINY)
+
+
 def test_the_upscaler_by_itself_needs_a_picture(root: Path) -> None:
     model = cascade_files.load_x4(root / "III", CPU, Wishes(dtype="float32"), TINY)
     with pytest.raises(RequestError, match="limner upscale"):
@@ -388,6 +410,15 @@ def test_the_upscaler_by_itself_needs_a_picture(root: Path) -> None:
         ORDER, sampler="ddim", size=(32, 30), image=draw(1, 3, 32, 30, seed=1).clamp(-1, 1), steps=2
     )
     assert "multiples of 4" in model.plan(order).notices[-1]
+    with pytest.raises(RequestError, match="knows no strength"):
+        model.plan(replace(order, strength=0.5))
+    assert model.plan(order).warnings == ()
+    unmet = replace(order, prompt="<lora:mine:1> a [red:blue:0.5] fox", negative_prompt="", rescale=0.5)
+    network, changes = model.plan(unmet).warnings
+    assert network.startswith("<lora:mine:1> in the prompt was left out")
+    assert changes.startswith("the prompt changes on the way")
+    alone = model.plan(replace(order, guidance=1.0, rescale=0.5)).warnings
+    assert [said.split(" was left out")[0] for said in alone] == ["the negative prompt", "rescale"]
     assert run(model, order).shape == (2, 3, 32, 32)
 
 
@@ -402,7 +433,7 @@ def test_names_lead_to_families(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(FAMILIES, "cascade", small)
     assert isinstance(load_pipeline(root, device="cpu").model, Cascade)
     monkeypatch.setattr(cascade_files.detect, "identify", lambda path, **said: Recognised())
-    with pytest.raises(RequestError, match="nothing that --then could follow"):
+    with pytest.raises(RequestError, match="family x4, which knows no then"):
         load_pipeline(root / "III", device="cpu", wishes=Wishes(then=("elsewhere",)))
 
 

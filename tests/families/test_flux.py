@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -208,16 +209,37 @@ def test_a_negative_prompt_takes_real_guidance(dev: Pair, schnell: Pair) -> None
     wanted = schnell.theirs(order, true_cfg_scale=3.5, max_sequence_length=256)
     assert decibel(drawn(schnell.ours, order), wanted) > 50
     assert decibel(drawn(schnell.ours, ORDER), wanted) < 50
-    assert any("heard together" in said for said in schnell.ours.plan(ORDER).warnings)
+    alone = replace(order, guidance=1.0)
+    assert torch.equal(drawn(schnell.ours, alone), drawn(schnell.ours, replace(ORDER, guidance=1.0)))
 
 
-def test_from_a_picture(dev: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_means_nothing_without_real_guidance_is_said(dev: Pair, schnell: Pair) -> None:
+    negative = {"negative_prompt": "a dog"}
+    assert warned(dev, rescale=0.5) == ("rescale was left out: it needs a negative prompt",)
+    assert warned(dev, rescale=0.5, guidance=1.0, **negative) == ()
+    assert warned(schnell, **negative) == warned(schnell, guidance=1.0) == ()
+    assert warned(schnell) == ("guidance was left out: it needs a negative prompt",)
+    assert warned(schnell, guidance=1.0, rescale=0.5, **negative) == (
+        "the negative prompt was left out: it needs guidance above 1",
+        "rescale was left out: it needs guidance above 1",
+    )
+
+
+def warned(pair: Pair, **wishes: Any) -> tuple[str, ...]:
+    return pair.ours.plan(replace(ORDER, **wishes)).warnings
+
+
+@pytest.mark.parametrize(("steps", "strength", "count"), [(4, 0.5, 2), (10, 0.55, 6)])
+def test_from_a_picture(
+    dev: Pair, steps: int, strength: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = "diffusers.pipelines.flux.pipeline_flux_img2img"
     monkeypatch.setattr(f"{room}.randn_tensor", lambda shape, **_: NoiseSource([3]).initial(tuple(shape[1:])))
     monkeypatch.setattr(f"{room}.retrieve_latents", lambda out, **_: out.latent_dist.mode())
-    order = replace(ORDER, image=pixels(), strength=0.5)
-    expected = dev.theirs(order, FluxImg2ImgPipeline, image=(pixels() + 1) / 2, strength=0.5)
+    order = replace(ORDER, steps=steps, image=pixels(), strength=strength)
+    expected = dev.theirs(order, FluxImg2ImgPipeline, image=(pixels() + 1) / 2, strength=strength)
     assert decibel(drawn(dev.ours, order), expected) > 50
+    assert dev.ours.plan(order).stages[0].steps == count
 
 
 def test_a_mask_keeps_what_it_does_not_cover(dev: Pair) -> None:
@@ -249,11 +271,34 @@ def test_with_networks_put_away_the_picture_is_the_same(dev: Pair) -> None:
     assert len(model.shelf._held) == 1
 
 
+def test_clip_has_gone_when_t5_comes(dev: Pair) -> None:
+    model, seen = dev.read(offload=True), list[ref[Any]]()
+    clip_of, t5_of = (model.shelf.loaders[name] for name in ("text_encoder", "text_encoder_2"))
+
+    def first(device: torch.device) -> Any:
+        network = clip_of(device)
+        seen.append(ref(network))
+        return network
+
+    def second(device: torch.device) -> Any:
+        assert [one() for one in seen] == [None]
+        return t5_of(device)
+
+    model.shelf.loaders |= {"text_encoder": first, "text_encoder_2": second}
+    assert set(model.encode(["a fox", "a dog"])) == {"a fox", "a dog"}
+    assert len(seen) == 1
+
+
 def test_prompts_say_what_is_not_heard(dev: Pair) -> None:
     plan = dev.ours.plan(replace(ORDER, prompt=f"a (red:1.3) fox {'x' * 600}"))
     assert any("weights in the prompt" in said for said in plan.warnings)
-    assert any(said.startswith("the last 1") for said in plan.warnings)
+    assert any(said.startswith("T5 does not hear the last 1") for said in plan.warnings)
     assert not dev.ours.plan(ORDER).warnings
+    long = "x" * 600
+    assert any("tokens of the prompt" in said for said in warned(dev, prompt=f"a [fox:{long}:0.5]"))
+    (said,) = warned(dev, negative_prompt=f"a [dog|{long}]")
+    assert "tokens of the negative prompt" in said
+    assert warned(dev, negative_prompt="a dog") == ()
     assert dev.ours.plan(replace(ORDER, size=(70, 50))).notices == (
         "50x70 was rounded to 48x64: sides are multiples of 16",
     )

@@ -300,18 +300,34 @@ def test_guidance_is_rescaled(sd1: Pair) -> None:
     assert decibel(ours(sd1, order), ours(sd1, replace(order, rescale=0.0))) < 50
 
 
+def test_what_needs_guidance_is_reported_without_it(sd1: Pair) -> None:
+    order = replace(ORDER, negative_prompt="a dog", rescale=0.5)
+    assert sd1.model.plan(order).warnings == ()
+    assert sd1.model.plan(replace(order, guidance=1.0)).warnings == (
+        "the negative prompt was left out: it needs guidance above 1",
+        "rescale was left out: it needs guidance above 1",
+    )
+    several = replace(ORDER, negative_prompt="a dog", guidance=1.0, prompt="a red fox AND a cat:0.5")
+    assert sd1.model.plan(several).warnings == ()  # they are compared with it
+    assert decibel(ours(sd1, several), ours(sd1, replace(several, negative_prompt=""))) < 60
+
+
 def pixels(seed: int = 1) -> Tensor:
     return torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_from_a_picture(sd1: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "strength", "drawn"), [(6, 0.5, 3), (10, 0.55, 5)])
+def test_from_a_picture(
+    sd1: Pair, steps: int, strength: float, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     same_noise(monkeypatch)
-    order = replace(ORDER, image=pixels(), strength=0.5)
+    order = replace(ORDER, steps=steps, image=pixels(), strength=strength)
     expected = theirs(
         StableDiffusionImg2ImgPipeline, sd1, order, table=TABLES["ddim", "leading"],
-        image=(pixels() + 1) / 2, strength=0.5,
+        image=(pixels() + 1) / 2, strength=strength,
     )  # fmt: skip
     assert decibel(ours(sd1, order), expected) > 50
+    assert sd1.model.plan(order).stages[0].steps == drawn
 
 
 def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +424,10 @@ def test_other_sizes_are_rounded_and_said(sd1: Pair) -> None:
         ({"guidance": 0.5}, "guidance of this model is 1 or more"),
         ({"image": pixels(), "strength": 0.05}, "leaves none to draw"),
         ({"clip_skip": 9}, "clip-skip 9"),
+        ({"skip_layers": 2.5}, "knows no skip_layers"),
+        ({"vary_noise": 0.3}, "knows no vary_noise"),
+        ({"blend_at": 0.3}, "knows no blend_at"),
+        ({"rerank": 4}, "knows no rerank"),
         ({"grid": "carras"}, 'did you mean "karras"'),
     ],
 )

@@ -4,9 +4,11 @@ same words, the same noise and the same weights. And what else may lie on the di
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from weakref import ref
 
 import pytest
 import torch
@@ -57,6 +59,7 @@ def model(name: str, transformer: mmdit.MMDiTConfig, first: clip.CLIPTextConfig 
 
 SD3 = model("sd3", TRANSFORMER)
 SD35 = model("sd35", LATER)
+LARGE = model("large", replace(TRANSFORMER, normed=True))
 BARE = model("bare", TRANSFORMER, replace(TEXT_L, projection=None))
 MODELS = (SD3, SD35, BARE)
 ORDER = Order(
@@ -199,7 +202,12 @@ def test_without_t5(short: Pair, sd3: Pair) -> None:
 def test_without_guidance_the_prompt_is_asked_alone(sd3: Pair) -> None:
     order = replace(ORDER, guidance=1.0)
     assert decibel(drawn(sd3.ours, order), sd3.theirs(order)) > 50
-    assert torch.equal(drawn(sd3.ours, order), drawn(sd3.ours, replace(ORDER, guidance=0.0)))
+    more = replace(order, negative_prompt=f"a (dog:1.2) {' '.join(['fox'] * 100)}", rescale=0.5)
+    assert torch.equal(drawn(sd3.ours, order), drawn(sd3.ours, more))
+    assert sd3.ours.plan(more).warnings == (
+        "the negative prompt was left out: it needs guidance above 1",
+        "rescale was left out: it needs guidance above 1",
+    )
 
 
 def test_skip_layer_guidance(sd35: Pair) -> None:
@@ -213,6 +221,15 @@ def test_skip_layer_guidance(sd35: Pair) -> None:
     assert "skip_layers was left out" in " ".join(ours.plan(replace(order, guidance=1.0)).warnings)
     with pytest.raises(RequestError, match="does not have so many layers"):
         sd35.ours.plan(order)
+
+
+def test_skip_layer_guidance_of_weighed_prompts(sd35: Pair) -> None:
+    ours = replace(sd35.ours, skipped=(1, 2))
+    order = replace(ORDER, steps=12, guidance=6.0, skip_layers=3.0)
+    more = replace(order, guidance=5.0, skip_layers=2.5)  # for weights of 1.2 in all, which count for both
+    several = drawn(ours, replace(more, prompt="a red fox:0.6 AND a red fox:0.6"))
+    assert decibel(drawn(ours, order), several) > 80
+    assert decibel(drawn(ours, replace(order, skip_layers=2.5)), several) < 70
 
 
 def pixels(seed: int = 1) -> Tensor:
@@ -229,12 +246,14 @@ def certain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
 
 
+@pytest.mark.parametrize(("steps", "strength", "count"), [(5, 0.6, 3), (10, 0.55, 6)])
 @pytest.mark.usefixtures("certain")
-def test_from_a_picture(sd3: Pair) -> None:
-    order = replace(ORDER, image=pixels(), strength=0.6)
+def test_from_a_picture(sd3: Pair, steps: int, strength: float, count: int) -> None:
+    order = replace(ORDER, steps=steps, image=pixels(), strength=strength)
     kind = theirs_img2img.StableDiffusion3Img2ImgPipeline
-    found = decibel(drawn(sd3.ours, order), sd3.theirs(order, kind, image=(pixels() + 1) / 2, strength=0.6))
-    assert found > 50
+    expected = sd3.theirs(order, kind, image=(pixels() + 1) / 2, strength=strength)
+    assert decibel(drawn(sd3.ours, order), expected) > 50
+    assert sd3.ours.plan(order).stages[0].steps == count
 
 
 @pytest.mark.usefixtures("certain")
@@ -337,6 +356,21 @@ def test_one_network_at_a_time_draws_the_same(sd3: Pair) -> None:
     assert len(frugal.shelf._held) == 1
 
 
+def test_an_encoder_has_gone_when_the_next_one_comes(sd3: Pair) -> None:
+    frugal, seen = sd3.read(offload=True), dict[str, ref[Any]]()
+
+    def loaded(device: torch.device, *, name: str, load: Any) -> Any:
+        assert [known for known, one in seen.items() if one() is not None] == []
+        network = load(device)
+        seen[name] = ref(network)
+        return network
+
+    for name, load in frugal.shelf.loaders.items():
+        frugal.shelf.loaders[name] = partial(loaded, name=name, load=load)
+    frugal.plan(ORDER)
+    assert list(seen) == ["text_encoder", "text_encoder_2", "text_encoder_3"]
+
+
 def test_half_precision_draws_nearly_the_same(sd35: Pair) -> None:
     half = drawn(sd35.read(dtype="bfloat16"))
     assert half.dtype == torch.float32
@@ -345,9 +379,25 @@ def test_half_precision_draws_nearly_the_same(sd35: Pair) -> None:
 
 def test_versions_have_their_own_defaults(sd3: Pair, sd35: Pair) -> None:
     assert (sd3.ours.defaults.guidance, sd35.ours.defaults.guidance) == (7.0, 4.5)
+    assert sd35.ours.notices == ()
     found = detect.identify(sd35.folder, models=MODELS)
-    turbo = sd3_files._defaults(replace(found, metadata={"modelspec.title": "Large Turbo"}))
-    assert (turbo.steps, turbo.guidance) == (4, 1.0)
+    turbo, notices = sd3_files._defaults(replace(found, metadata={"modelspec.title": "Large Turbo"}))
+    assert (turbo.steps, turbo.guidance, notices) == (4, 1.0, ())
+
+
+def test_what_may_be_large_or_turbo_is_said(tmp_path: Path) -> None:
+    folders.write(tmp_path / "model", LARGE, random_tensors(LARGE), extras=tokenizers(LARGE))
+    (tmp_path / "model" / "tokenizer_3").mkdir()
+    letters().save(str(tmp_path / "model" / "tokenizer_3" / "tokenizer.json"))
+    large = sd3_files.load(tmp_path / "model", CPU, models=(LARGE,))
+    assert (large.defaults.steps, large.defaults.guidance) == (28, 4.5)
+    (said,) = large.plan(ORDER).notices
+    assert said.startswith("model does not say whether it is Large or Large Turbo")
+    assert "28 steps at guidance 4.5, unless asked otherwise; Turbo takes 4 steps at guidance 1" in said
+    found = detect.identify(tmp_path / "model", models=(LARGE,))
+    for title, steps in (("Stable Diffusion 3.5 Large", 28), ("Stable Diffusion 3.5 Large Turbo", 4)):
+        usual, notices = sd3_files._defaults(replace(found, metadata={"modelspec.title": title}))
+        assert (usual.steps, notices) == (steps, ())
 
 
 def test_loras_come_and_go_by_the_prompt(sd3: Pair, tmp_path: Path) -> None:
@@ -402,11 +452,31 @@ def test_words_that_change_and_weights(sd3: Pair) -> None:
     weighed = replace(ORDER, prompt="a (red:1.4) fox")
     assert decibel(drawn(sd3.ours, weighed), drawn(sd3.ours)) < 60
     assert sd3.ours.plan(weighed).warnings == (
-        "the weights in the prompt are heard by CLIP only: T5 hears plain text",
+        "T5 hears plain text: the weights in the prompt are left out there",
     )
     long = sd3.ours.plan(replace(ORDER, prompt=" ".join(["fox"] * 100)))
     assert "the prompt has 100 of 150 tokens, 2 chunks" in long.notices
     assert "T5 does not hear the last 145 tokens" in " ".join(long.warnings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"prompt": "a cat AND {}"},
+        {"prompt": "a [cat:{}:0.5]"},
+        {"prompt": "a [cat|{}]"},
+        {"negative_prompt": "a [dog:{}:0.5]"},
+        {"prompt": "a [cat:{}:1.5]", "enlarge": 1.5},  # said in the second pass only
+    ],
+)
+def test_what_t5_does_not_hear_is_said_of_every_line(sd3: Pair, words: dict[str, Any]) -> None:
+    long = " ".join(["fox"] * 100)
+    (name,) = {"prompt", "negative_prompt"} & set(words)
+    order = replace(ORDER, **words | {name: words[name].format(long)})
+    (said,) = sd3.ours.plan(order).warnings
+    assert said.startswith("T5 does not hear the last 14")
+    assert f"tokens of the {name.replace('_', ' ')};" in said
+    assert sd3.ours.plan(replace(order, **{name: words[name].format("fox")})).warnings == ()
 
 
 def test_several_prompts_are_composed(sd3: Pair) -> None:
@@ -424,7 +494,8 @@ def test_several_prompts_are_composed(sd3: Pair) -> None:
         ({"style": "flat"}, "no named styles"),
         ({"grid": "trailing"}, 'no grid "trailing" for this model'),
         ({"tiling": True}, "knows no tiling"),
-        ({"image": pixels(), "strength": 0.05}, "leaves none to draw"),
+        ({"guidance": 0.5}, "1 or more, got 0.5"),
+        ({"image": pixels(), "strength": 0.0}, "leaves none to draw"),
         ({"prompt": "a cat AND a dog", "guidance": 1.0}, "need guidance"),
     ],
 )

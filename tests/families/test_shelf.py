@@ -126,6 +126,24 @@ def test_two_shelves_beside_each_other_are_as_one() -> None:
     assert loads.said == ["unet"] * 3
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_companions_that_follow_each_other_have_networks_of_their_own(offload: bool) -> None:
+    """Each may get the address of the one before, which is gone."""
+    loads = Loads()
+    own = loads.shelf(offload=offload)
+    own.take("unet")
+    gone: list[weakref.ref[nn.Module]] = []
+    for count in range(1, 4):
+        companion = loads.shelf(offload=offload)
+        own.beside(companion)
+        gone.append(weakref.ref(companion.take("unet")))
+        assert loads.said == ["unet"] * (count + 1)
+        assert gone[-1]() is not None
+        del companion
+        assert [one() for one in gone] == [None] * count
+        assert len(own._together) == 1
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folders.write(tmp_path / "model", tiny.MODEL, tiny.random_tensors(), prediction="eps")

@@ -6,7 +6,7 @@ from torch import Tensor
 from limner.diffusion import grids, samplers
 from limner.diffusion.paths import FlowPath
 from limner.families.mini import upscale
-from limner.families.stages import DiffusionStage, one_by_one
+from limner.families.stages import DiffusionStage, Tag, one_by_one
 from limner.models.upscaler import Upscaler, UpscalerConfig
 from limner.util.rng import NoiseSource
 
@@ -43,6 +43,32 @@ def test_diffusion_starts_from_the_noise_of_the_seeds_and_walks_the_grid() -> No
     assert len(steps) == stage.steps == 3
     assert torch.equal(seen[0], noise.initial((3, 4, 4)))
     assert torch.allclose(steps[-1].x, torch.full((2, 3, 4, 4), 0.5))
+
+
+def test_every_stage_begins_with_noise_of_its_own() -> None:
+    seen: list[Tensor] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    noise = NoiseSource([1, 2])
+    for tag in (Tag.FIRST, Tag.SECOND, Tag.LARGER + 2, Tag.LARGER + 3):
+        stage = DiffusionStage(
+            denoise=denoise, grid=grids.uniform(FlowPath(), 1), sampler=samplers.euler, shape=(3, 4, 4),
+            device=torch.device("cpu"), tag=tag,
+        )  # fmt: skip
+        list(stage.run(None, noise))
+        assert torch.equal(seen[-1], noise.initial((3, 4, 4), tag))
+    likeness = torch.corrcoef(torch.stack([start.flatten() for start in seen])) - torch.eye(4)
+    assert likeness.abs().max() < 0.5  # 96 independent values: four standard errors are 0.41
+
+
+def test_no_two_uses_of_noise_share_a_tag() -> None:
+    assert len(Tag) == len(Tag.__members__)  # of names with one value all but the first would be missing
+    assert max(Tag) == Tag.LARGER  # beyond it are those of cascades
+    assert Tag.FIRST == 0
+    assert (Tag.REFINER, Tag.SECOND_REFINER) == (Tag.FIRST + 1, Tag.SECOND + 1)
 
 
 def test_upscaling_is_one_step_that_tells_the_network_its_noise() -> None:

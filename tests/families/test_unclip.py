@@ -35,11 +35,11 @@ from transformers import CLIPVisionConfig as TheirVisionConfig
 
 from limner.cli import main
 from limner.errors import RequestError
-from limner.families import FAMILIES, unclip_files
+from limner.families import FAMILIES, HEARS, unclip_files
 from limner.families.base import Order, Wishes
-from limner.families.embedder import PRIOR_TAG
 from limner.families.sd import StableDiffusion
-from limner.families.sd_unclip import NOISING_TAG, StableUnCLIP
+from limner.families.sd_unclip import StableUnCLIP
+from limner.families.stages import Tag
 from limner.families.unclip import Karlo
 from limner.models import clip, kl_vae, pixel_unet, unclip_prior, unet
 from limner.models.clip import clip_pixels
@@ -230,7 +230,7 @@ class Stable:
             ),
         }  # fmt: skip
         both = self.parts | {"image_encoder": self.eye["image_encoder"]} | self.prior
-        folder = save(folder, "StableUnCLIPPipeline", **both)
+        self.folder = folder = save(folder, "StableUnCLIPPipeline", **both)
         model = unclip_files.load(folder, torch.device("cpu"), models=(STABLE,))
         assert isinstance(model, StableUnCLIP)
         self.model = model
@@ -256,7 +256,7 @@ def test_variations_of_a_picture(
     stable: Stable, prompt: str, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = NoiseSource([SEED])
-    worn = source.step(0, (E,), NOISING_TAG)
+    worn = source.step(0, (E,), Tag.EMBEDDING_WORN)
     draws(monkeypatch, "pipelines.stable_diffusion.pipeline_stable_unclip_img2img", iter([worn]))
     expected = run(
         StableUnCLIPImg2ImgPipeline(**stable.parts, **stable.eye), **SIZED, prompt=prompt,
@@ -271,13 +271,13 @@ def test_variations_of_a_picture(
 def test_words_through_the_prior(stable: Stable, monkeypatch: pytest.MonkeyPatch) -> None:
     source = NoiseSource([SEED])
     monkeypatch.setattr("limner.families.embedder.PRIOR_STEPS", 5)
-    steps = iter([source.step(i, (E,), PRIOR_TAG) for i in range(4)])
+    steps = iter([source.step(i, (E,), Tag.PRIOR) for i in range(4)])
     draws(monkeypatch, "schedulers.scheduling_ddpm", steps)
-    worn = source.step(0, (E,), NOISING_TAG)
+    worn = source.step(0, (E,), Tag.EMBEDDING_WORN)
     draws(monkeypatch, "pipelines.stable_diffusion.pipeline_stable_unclip", iter([worn]))
     expected = run(
         StableUnCLIPPipeline(**stable.parts, **stable.prior), **SIZED, prompt="a red fox",
-        negative_prompt="a dog", prior_num_inference_steps=5, prior_latents=source.initial((E,)),
+        negative_prompt="a dog", prior_num_inference_steps=5, prior_latents=source.initial((E,), Tag.PRIOR),
         latents=source.initial((4, 8, 6)),
     )  # fmt: skip
     order = replace(ORDER, negative_prompt="a dog")
@@ -378,8 +378,8 @@ def karlo_noise(prior_steps: int) -> Iterator[Tensor]:
     """As Karlo's pipelines draw it: all steps but the last of prior, decoder and super-resolution."""
     source = NoiseSource([SEED])
     for i in range(prior_steps - 1):
-        yield source.step(i, (E,), PRIOR_TAG)
-    for tag, (side, steps) in enumerate(zip(SIDES, (STEPS, 7), strict=True)):
+        yield source.step(i, (E,), Tag.PRIOR)
+    for tag, side, steps in ((Tag.FIRST, SIDES[0], STEPS), (Tag.SUPER_RES, SIDES[1], 7)):
         for i in range(steps - 1):
             yield source.step(i, (3, side, side), tag)
 
@@ -390,7 +390,7 @@ def drawn_by_theirs(pipeline: Any, **options: Any) -> Tensor:
     images = pipeline(
         **options, decoder_num_inference_steps=STEPS, decoder_guidance_scale=5.0, output_type="np",
         decoder_latents=source.initial((3, SIDES[0], SIDES[0])),
-        super_res_latents=source.initial((3, SIDES[1], SIDES[1])),
+        super_res_latents=source.initial((3, SIDES[1], SIDES[1]), Tag.SUPER_RES),
     ).images  # fmt: skip
     return rearrange(torch.from_numpy(images), "b h w c -> b c h w") * 2 - 1
 
@@ -400,7 +400,7 @@ def test_karlo_draws_words(karlo: Small, monkeypatch: pytest.MonkeyPatch) -> Non
     draws(monkeypatch, "schedulers.scheduling_unclip", karlo_noise(5))
     expected = drawn_by_theirs(
         UnCLIPPipeline(**karlo.parts, **karlo.prior), prompt="a red fox", prior_num_inference_steps=5,
-        prior_latents=NoiseSource([SEED]).initial((E,)),
+        prior_latents=NoiseSource([SEED]).initial((E,), Tag.PRIOR),
     )  # fmt: skip
     model = karlo.model("words")
     assert decibel(ours(model, WORDS), expected) > 50
@@ -495,8 +495,8 @@ def test_texts_of_stable_diffusion_are_blended(stable: Stable) -> None:
         ("pictures", {}, "no prior"),
         ("pictures", {"vary": pixels(1), "blend": "an owl"}, "no prior"),
         ("words", {"vary": pixels(1)}, "no picture tower"),
-        ("words", {"vary_noise": 0.5}, "Karlo has no vary_noise"),
-        ("words", {"image": pixels(1), "strength": 0.5}, "Karlo has no image, strength"),
+        ("words", {"vary_noise": 0.5}, "Karlo knows no vary_noise"),
+        ("words", {"image": pixels(1), "strength": 0.5}, "Karlo knows no image, strength"),
         ("words", {"style": "flat"}, "no named styles"),
     ],
 )
@@ -506,12 +506,61 @@ def test_what_cannot_be_drawn(karlo: Small, which: str, change: dict[str, Any], 
 
 
 def test_what_is_not_heard_is_said(karlo: Small) -> None:
-    model = karlo.model("words")
-    prompt = "a [red:blue:0.5] fox <lora:mine:1> " + "and a fox " * 40
-    plan = model.plan(replace(WORDS, prompt=prompt, size=(64, 32)))
+    model = karlo.model("both")
+    long = "and a fox " * 40
+    order = replace(WORDS, prompt=f"a [red:blue:0.5] fox <lora:mine:1> {long}", size=(64, 32))
+    plan = model.plan(order)
     assert plan.notices == ("this model draws 64x64; resized to 32x64",)
-    assert [warning.split(" ")[0] for warning in plan.warnings] == ["<lora:mine:1>", "the", "the"]
-    assert "tokens were left out" in plan.warnings[2]
+    changes, left_out, network = plan.warnings
+    assert network.startswith("<lora:mine:1> in the prompt was left out")
+    assert changes.startswith("the prompt changes on the way; this model hears it as at the first step")
+    assert left_out == "this model does not hear the last 48 tokens of the prompt; it may have 75"
+    other = replace(WORDS, negative_prompt=f"<lora:other:1> {long}")
+    assert ["negative prompt" in said for said in model.plan(other).warnings] == [True, True]
+    assert len(model.plan(replace(other, guidance=1.0)).warnings) == 2  # the prior is guided always
+    shown = model.plan(replace(other, guidance=1.0, prompt="", vary=pixels(1))).warnings
+    assert [said for said in shown if "needs guidance above 1" in said] == [shown[1]]
+    assert len(shown) == 2
+    assert model.plan(WORDS).warnings == ()
+
+
+def test_the_first_step_is_what_is_heard(karlo: Small) -> None:
+    model = karlo.model("words")
+    drawn = [model.embedder.words("prompt", text, WORDS) for text in ("a [red:blue:0.5] fox", "a red fox")]
+    assert torch.equal(drawn[0].context, drawn[1].context)
+
+
+def test_what_only_a_prior_does_not_hear(stable: Stable) -> None:
+    order = replace(ORDER, prompt="a [red:blue:0.5] fox " + "and a fox " * 40)
+    changes, left_out = stable.model.plan(order).warnings
+    assert "the prior hears it as at the first step" in changes
+    assert left_out.startswith("the prior does not hear the last")
+    assert stable.model.plan(replace(order, vary=pixels(1))).warnings == ()
+
+
+def test_texts_are_read_once_for_all_pictures(stable: Stable, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Order] = []
+    plan = StableDiffusion.plan
+
+    def counted(model: StableDiffusion, order: Order) -> Any:
+        planned.append(order)
+        return plan(model, order)
+
+    monkeypatch.setattr(StableDiffusion, "plan", counted)
+    order = replace(ORDER, vary=pixels(1), vary_noise=0.3)
+    together = ours(stable.model, order, seeds=(SEED, 4, 5))
+    assert len(planned) == 1
+    assert torch.equal(together[1:2], ours(stable.model, order, seeds=(4,)))
+
+
+def test_the_wishes_that_are_read_are_those_that_are_declared(
+    karlo: Small, stable: Stable, wishes_read: Any
+) -> None:
+    cpu, folders = torch.device("cpu"), karlo.folders
+    read = wishes_read(lambda wishes: unclip_files.load(folders["both"], cpu, wishes, (KARLO,)))
+    assert read == HEARS["unclip"]
+    read = wishes_read(lambda wishes: unclip_files.load(stable.folder, cpu, wishes, (STABLE,)))
+    assert read == HEARS["sd_unclip"]
 
 
 def test_plain_stable_diffusion_says_what_it_takes(stable: Stable) -> None:

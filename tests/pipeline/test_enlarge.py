@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from limner.cli import app
 from limner.diffusion.samplers import Step
 from limner.errors import EngineError, RequestError, WeightsError
-from limner.families.base import Defaults, Order, Plan
+from limner.families.base import Defaults, Order, Plan, Wishes
 from limner.families.stages import ChangeStage
 from limner.models.gan_upscaler import Compact, CompactConfig, RRDBNet, RRDBNetConfig
 from limner.pipeline import enlarge
@@ -230,6 +230,8 @@ def test_what_cannot_be_is_said(gan: Path, tmp_path: Path, monkeypatch: pytest.M
         load(gan, dtype="half")
     with pytest.raises(RequestError, match="64 pixels wide"):
         load(gan, tile=8)
+    with pytest.raises(RequestError, match="knows no prompt"):
+        load(gan, prompt="a fox")
     (tmp_path / "up.pth").write_bytes(b"PK\3\4")
     with pytest.raises(WeightsError, match=r"limner convert up\.pth"):
         load(tmp_path / "up.pth")
@@ -272,21 +274,27 @@ def test_a_pipeline_draws_the_picture_as_it_is(tmp_path: Path, monkeypatch: pyte
             return Plan(stages=(Begin(), larger), notices=(), warnings=())
 
     monkeypatch.setattr(enlarge, "X4", Drawer)
-    loaded: list[str] = []
+    loaded: list[tuple[str, str | None]] = []
 
-    def pipeline(name: str, device: str) -> Pipeline:
-        loaded.append(name)
+    def pipeline(name: str, device: str, wishes: Wishes) -> Pipeline:
+        loaded.append((name, wishes.dtype))
         return Pipeline(Drawer(), name)
 
     monkeypatch.setattr(enlarge, "load_pipeline", pipeline)
-    upscaler = load("x4", prompt="a fox")
+    upscaler = load("x4", prompt="a fox", dtype="bfloat16")
     expected = picture().resize((80, 48), Image.Resampling.NEAREST)
     assert upscaler.run(picture()).tobytes() == expected.tobytes()
     assert (upscaler.name, upscaler.factor, loaded) == (
         "stable-diffusion-x4-upscaler",
         4,
-        [enlarge.PUBLISHED],
+        [(enlarge.PUBLISHED, "bfloat16")],
     )
+    assert upscaler.warnings == ()
+    network, changes = load("x4", prompt="a [red|blue] fox <lora:mine:1>").warnings
+    assert "<lora:mine:1>" in network
+    assert "changes on the way" in changes
+    with pytest.raises(RequestError, match="knows no tile"):
+        load("x4", tile=256)
     monkeypatch.setattr(enlarge, "X4", Compact)
     with pytest.raises(WeightsError, match="model to draw with, and no upscaler"):
         load("someone/else")

@@ -34,6 +34,7 @@ def test_the_same_key_gives_the_same_noise_whatever_was_drawn_before() -> None:
 
 def test_every_part_of_the_key_matters() -> None:
     draws = [NoiseSource([seed]).initial(SHAPE) for seed in (0, 1, 2**32, 2**33, 2**63 - 1)]
+    draws += [NoiseSource([seed]).initial(SHAPE, tag) for seed in (0, 1, 2**32) for tag in (1, 2)]
     draws += [
         NoiseSource([seed]).step(index, SHAPE, tag)
         for seed in (0, 1, 2**32)
@@ -54,6 +55,7 @@ def test_noise_is_standard_normal() -> None:
 def test_small_seeds_start_where_other_tools_start() -> None:
     theirs = torch.randn(SHAPE, generator=torch.Generator().manual_seed(123))
     assert torch.equal(NoiseSource([123]).initial(SHAPE)[0], theirs)
+    assert torch.equal(NoiseSource([123]).initial(SHAPE, 0)[0], theirs)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, True])

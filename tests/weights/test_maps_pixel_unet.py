@@ -29,7 +29,7 @@ from limner.weights.settings import differing, pixel_unet_config, pixel_unet_set
 ROOT = Path(__file__).parents[2]
 IF_II = replace(
     pixel_unet.IF_I_L, inputs=6, channels=(128, 256, 384, 512, 512), layers=(2, 2, 3, 5, 5), level=True,
-    looks=(False, False, False, True, True), context=512, time=512, picture=False, scale=0.7071,
+    looks=(False, False, False, True, True), context=512, time=512, picture=False, divisor=1.414,
 )  # fmt: skip
 PIXELS = {
     "unet_if_i_xl": (pixel_unet.IF_I_XL, ""),
@@ -115,6 +115,18 @@ def test_settings_mean_what_the_reference_means(name: str) -> None:
     if config.text:
         assert pixel_unet_config(written) == small
         assert [model.part("unet").config.level for model in described({"unet": written})] == [config.level]
+
+
+@pytest.mark.parametrize("divisor", [1.414, 2**0.5, 1 / 0.7071])
+def test_any_divisor_of_a_config_file_is_read_as_it_stands(divisor: float) -> None:
+    """The published one is 1.414; its inverse cannot be rounded and found again."""
+    theirs = json.loads(json.dumps(pixel_unet_settings(IF_II))) | {
+        "resnet_out_scale_factor": divisor,
+        "mid_block_scale_factor": divisor,
+    }
+    config = pixel_unet_config(json.loads(json.dumps(theirs)))
+    assert config == replace(IF_II, divisor=divisor)
+    assert differing(pixel_unet_settings(config), theirs) == {}
 
 
 def test_other_networks_are_not_taken_for_a_stage() -> None:

@@ -181,19 +181,23 @@ def imagine(
     if upscale is not None:
         from limner.pipeline import enlarge as larger
 
-        upscaler = larger.load(upscale, device=device, prompt=prompt)
+        hears = larger.draws(upscale)
+        upscaler = larger.load(
+            upscale, device=device, dtype=dtype if hears else None, prompt=prompt if hears else ""
+        )
     result = watch(steps_of, err, show=not (quiet or as_json), preview=preview)
     paths = result.save(out, grid=sheet)
     enlarged: list[Path] = []
     if upscale is not None:
         enlarged = [larger.enlarge_file(path, upscaler, out) for path in paths[: len(result.images)]]
+    warnings = (*result.warnings, *(upscaler.warnings if upscale is not None else ()))
     if as_json:
-        _print_json(result, paths, enlarged, time.monotonic() - started)
+        _print_json(result, paths, enlarged, warnings, time.monotonic() - started)
         return
     if not quiet:
         for notice in result.notices:
             err.print(visible(str(notice)), style="dim", markup=False)
-    for warning in result.warnings:
+    for warning in warnings:
         err.print(f"Warning: {visible(str(warning))}", style="yellow", markup=False)
     for path in (*paths, *enlarged):
         print(path)
@@ -264,7 +268,9 @@ def words(
     console().print(f"{len(rows)} word{'s' if len(rows) > 1 else ''}", style="dim")
 
 
-def _print_json(result: "Result", paths: list[Path], enlarged: list[Path], seconds: float) -> None:
+def _print_json(
+    result: "Result", paths: list[Path], enlarged: list[Path], warnings: tuple[object, ...], seconds: float
+) -> None:
     count = len(result.images)
     told = {
         "files": [str(path) for path in paths[:count]],
@@ -274,7 +280,7 @@ def _print_json(result: "Result", paths: list[Path], enlarged: list[Path], secon
         "request": result.request.to_dict(),
         "weights": result.weights,
         "notices": list(result.notices),
-        "warnings": list(result.warnings),
+        "warnings": list(warnings),
         "seconds": round(seconds, 3),
     }
     print(json.dumps(told, indent=2))

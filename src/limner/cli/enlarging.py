@@ -27,7 +27,10 @@ def upscale(
         ),
     ] = "mini",
     prompt: Annotated[str, typer.Option(help="What the picture shows, for the x4 family.")] = "",
-    tile: Annotated[int, typer.Option(help="Side in pixels of what is enlarged at once, 64 or more.")] = 256,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels of what is enlarged at once, 64 or more; 256 if not given."),
+    ] = None,
     dtype: TypeOption = None,
     device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("limner-out"),
@@ -40,6 +43,8 @@ def upscale(
 
     err = console()
     upscaler = enlarge.load(model, device=device, dtype=dtype, prompt=prompt, tile=tile)
+    for warning in upscaler.warnings:
+        err.print(f"Warning: {visible(warning)}", style="yellow", markup=False)
     failed = 0
     with nullcontext() if quiet or len(pictures) == 1 else prompts_bar("pictures") as progress:
         for index, path in enumerate(pictures, 1):

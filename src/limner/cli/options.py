@@ -10,7 +10,7 @@ ModelOption = Annotated[
     typer.Option(help="mini; folder, .safetensors file or hub id of a published model; folder of your own."),
 ]
 DetectorOption = Annotated[
-    Path | None, typer.Option(help="Weights of a [detect] run. None comes with Limner yet, so give one.")
+    Path | None, typer.Option(help="Weights of a [detect] run, if not the one that comes with Limner.")
 ]
 LorasOption = Annotated[Path | None, typer.Option(help="Folder of LoRAs for <lora:NAME:WEIGHT>.")]
 EmbeddingsOption = Annotated[Path | None, typer.Option(help="Folder of learned words.")]

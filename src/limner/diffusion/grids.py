@@ -48,6 +48,14 @@ class Grid:
         nodes = slice(first, last + 1)
         return Grid(self.t[nodes], self.alpha[nodes], self.sigma[nodes])
 
+    def last(self, share: float, *, up: bool = False) -> "Grid":
+        """The last steps: `share` of them, rounded down, or up. Raises RequestError where none is left."""
+        kept = min(self.steps * share, self.steps)
+        first = int(self.steps - kept) if up else self.steps - int(kept)
+        if first >= self.steps:
+            raise RequestError(f"strength {share:g} of {self.steps} steps leaves none to draw: raise one")
+        return self.part(first, self.steps)
+
     def step(self, t: float) -> int:
         """The step during which a network is asked at t: from 0, the last one once the noise is gone."""
         behind = int((self.t[:-1] >= t - 1e-6 * abs(t)).sum())  # samplers tell t in float32
@@ -95,33 +103,6 @@ def leading(path: VPPath, steps: int, *, offset: int = 0) -> Grid:
     return custom(path, torch.arange(steps - 1, -1, -1) * stride + offset)
 
 
-def sections(path: VPPath, counts: Sequence[int]) -> Grid:
-    """Whole t: the table in as many equal sections as there are counts, each stepped through so many times
-    from its first entry to its last (Nichol & Dhariwal 2021, "respacing"). Counts begin at the picture."""
-    t, start = [], 0
-    for index, count in enumerate(counts):
-        size = path.steps // len(counts) + (index < path.steps % len(counts))
-        stride = (size - 1) / (_checked(count, size) - 1) if count > 1 else 1.0
-        t += [start + round(step * stride) for step in range(count)]
-        start += size
-    return custom(path, t[::-1])
-
-
-def smart(path: VPPath, steps: int) -> Grid:
-    """DeepFloyd IF's own tables. Raises RequestError for a number of steps that there is no table of."""
-    if steps not in SMART:
-        raise RequestError(f"smart grids are of {', '.join(map(str, SMART))} steps, got {steps}")
-    return sections(path, SMART[steps])
-
-
-SMART = {  # by steps; counts of the sections, as IF's code has them
-    27: (7, 4, 2, 1, 2, 4, 7),
-    50: (10, 6, 4, 3, 2, 2, 3, 4, 6, 10),
-    100: (*(1,) * 4, *(2,) * 6, 3, 3, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 13),
-    185: (1, 1, 2, 2, 2, 3, 3, 3, *range(4, 17), 18, 20),
-}
-
-
 def trailing(path: VPPath, steps: int) -> Grid:
     """Whole t counted back from the last entry, which zero-terminal-SNR networks must see."""
     _checked(steps, path.steps)
@@ -162,23 +143,6 @@ def exponential(path: Path, steps: int, *, low: float | None = None, high: float
 def shifted(path: FlowPath, steps: int, factor: float) -> Grid:
     """`uniform` after SD3's resolution shift (eq. 23); `paths.sd3_shift` and `flux_shift` give the factor."""
     return custom(path, shift(uniform(path, steps).t[:-1], factor))
-
-
-def flow(name: str, steps: int, factor: float, *, least: float = 1e-3) -> Grid:
-    """The grid called `name` on the flow path, shifted towards noise by `factor`; SD3 draws with "linspace".
-
-    `least` is the t of the last node before the picture, and is shifted with the others. Raises RequestError
-    for a name that is none of FLOW_GRIDS: the others count the entries of a table.
-    """
-    path = FlowPath(end=least)
-    if name == "uniform":
-        return shifted(path, steps, factor)
-    if name == "linspace":
-        return custom(path, shift(linspace(path, steps).t[:-1], factor))
-    if name not in FLOW_GRIDS:
-        raise RequestError(f'there is no grid "{name}" for this model{suggestion(name, FLOW_GRIDS)}')
-    between = FlowPath(end=float(shift(torch.tensor(least, dtype=torch.float64), factor)))
-    return karras(between, steps) if name == "karras" else exponential(between, steps)
 
 
 def with_midpoints(path: Path, grid: Grid) -> Grid:
@@ -227,7 +191,6 @@ def named(name: str, path: VPPath, steps: int) -> Grid:
     return GRIDS[name](path, steps)
 
 
-FLOW_GRIDS = ("linspace", "uniform", "karras", "exponential")
 GRIDS: dict[str, Callable[[VPPath, int], Grid]] = {
     "leading": lambda path, steps: leading(path, steps, offset=1),  # as Stable Diffusion was published
     "trailing": trailing,

@@ -67,18 +67,13 @@ def autoguidance(main: Denoise, weak: Denoise, scale: float) -> Denoise:
     return cfg(in_turn(main, weak), scale)
 
 
-def without_layers(
-    branches: Branches, reduced: Denoise, scale: float, inside: Callable[[Tensor], bool]
-) -> Branches:
-    """Skip-layer guidance: where `inside(t)`, the prompt's branch is pushed away from what the network says
-    with some of its layers left out, cond + scale (cond - reduced) (published with SD3.5 medium; after Hyung
-    et al. 2024). `cfg` multiplies that by its own scale, so for a total of k give k / scale of guidance."""
-
-    def pushed(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        cond, uncond = branches(x, t)
-        return (cond + scale * (cond - reduced(x, t)) if inside(t) else cond), uncond
-
-    return pushed
+def pushed(
+    cond: Float[Tensor, "b *dims"], reduced: Float[Tensor, "b *dims"], scale: float
+) -> Float[Tensor, "b *dims"]:
+    """Skip-layer guidance: the prompt's branch pushed away from what the network says with some of its layers
+    left out, cond + scale (cond - reduced) (published with SD3.5 medium; after Hyung et al. 2024). `cfg`
+    multiplies that by its own scale, so for a total of k give k / scale of guidance."""
+    return cond + scale * (cond - reduced)
 
 
 def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:

@@ -2,8 +2,8 @@
 
 A network is called as `network(x, timestep)` on x (b ...) and timestep (b,); what conditions it is bound
 beforehand. `timestep` turns the path's t into what that network was trained to be told: unchanged for tables
-of 1000 steps, `torch.round` where only whole steps were seen, `lambda t: 1000 * t` for SD3's and FLUX's flow
-networks.
+of 1000 steps and for FLUX, whose networks are told the flow path's t itself; `torch.round` where only whole
+steps were seen; `lambda t: 1000 * t` for SD3's.
 """
 
 from collections.abc import Callable

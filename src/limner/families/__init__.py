@@ -14,3 +14,15 @@ FAMILIES: dict[str, Family] = {
     "unclip": unclip_files.FAMILY,
     "sd_unclip": unclip_files.STABLE_FAMILY,
 }
+READ = frozenset({"prediction", "variant", "dtype", "offload"})  # wishes of most published models
+HEARS = {  # the fields of Wishes that a family's loader reads; what else is wished for is refused
+    "mini": frozenset({"loras", "embeddings"}),
+    "dalle": frozenset[str](),
+    "sd": READ | {"loras", "embeddings", "preview"},
+    "sd3": READ | {"loras", "embeddings", "preview"},
+    "flux": READ | {"loras", "preview"},
+    "cascade": frozenset({"variant", "dtype", "offload", "embeddings", "then"}),
+    "x4": READ | {"embeddings"},
+    "unclip": READ,
+    "sd_unclip": READ | {"loras", "embeddings", "preview"},
+}

@@ -1,6 +1,6 @@
 """What a family of models is, to those who draw with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -83,6 +83,29 @@ BY_TOKENS = ("rerank", "temperature", "top_k", "top_p")  # wishes that only mode
 
 def _same(value: object, usual: object) -> bool:
     return value is usual or (not isinstance(value, Tensor) and value == usual)
+
+
+def refuse(order: Order, meets: Collection[str], *, model: str = "this model") -> None:
+    """Raises RequestError for a wish of an order that is not among those that a model meets."""
+    if order.style is not None:
+        raise RequestError(f"{model} has no named styles; write {order.style!r} in the prompt instead")
+    if beyond := [name for name in order.beyond() if name not in meets]:
+        raise RequestError(f"{model} knows no {', '.join(beyond)}; leave it out")
+    if order.mask is not None and order.enlarge != 1:
+        raise RequestError("a second pass would redraw what a mask keeps; leave out the mask, or enlarge")
+
+
+def guided(order: Order) -> bool:
+    """Whether there is guidance. Raises RequestError for a scale below 1, that of the prompt alone."""
+    if order.guidance < 1:
+        raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+    return order.guidance > 1
+
+
+def unheard(order: Order, why: str = "it needs guidance above 1") -> tuple[str, ...]:
+    """Warnings of what an order says that means nothing where a prompt is asked for alone, and why."""
+    names = {"negative_prompt": "the negative prompt", "rescale": "rescale", "skip_layers": "skip_layers"}
+    return tuple(f"{said} was left out: {why}" for name, said in names.items() if getattr(order, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

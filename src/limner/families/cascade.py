@@ -4,7 +4,8 @@
 
 Start at `Cascade.plan`. Pictures are guided strongly and their values kept in range by dynamic thresholding;
 how wide the noise of a step is, the networks say themselves. A picture to begin with, and a mask, count at
-every stage, at its size. How a cascade comes out of folders is in `cascade_files.py`.
+every stage of pixels, at its size. The x4 upscaler knows neither: it draws all of what it is given, and at
+last what the mask keeps is put back as it was. How a cascade comes out of folders is in `cascade_files.py`.
 """
 
 from collections.abc import Sequence
@@ -18,19 +19,18 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from limner.diffusion import grids, guidance, predictions
+from limner.diffusion import grids, guidance, predictions, respacing
 from limner.diffusion.grids import Grid
 from limner.diffusion.paths import VPPath
 from limner.diffusion.predictions import Guess, Uncertain
 from limner.diffusion.samplers import SAMPLERS
-from limner.errors import RequestError
-from limner.families.base import Defaults, Order, Plan
+from limner.families.base import Defaults, Order, Plan, guided, refuse, unheard
+from limner.families.once import cut, heard_once, texts_of
 from limner.families.shelf import Shelf
-from limner.families.stages import DiffusionStage, Stage, one_by_one, paste
+from limner.families.stages import DiffusionStage, Stage, Tag, one_by_one, paste
 from limner.families.told import ToldStage, noised
 from limner.models.pixel_unet import PixelUNet, PixelUNetConfig, Text
 from limner.models.t5 import T5Encoder
-from limner.text.prompt import Line, parse
 from limner.text.t5_tokenizer import T5Tokenizer
 from limner.util.rng import NoiseSource
 
@@ -44,7 +44,6 @@ GUIDANCE = (1.0, 4 / 7)  # share of an order's guidance, likewise
 X4_STEPS, X4_GUIDANCE = 0.75, 9 / 7  # the same of the upscaler
 AFTER = 100  # noise level of the picture that it is given
 FACTOR = 4  # how many times larger than the one before each stage draws
-TAGS, NOISING_TAG = (0, 1), 4  # of noise
 MEETS = frozenset({"image", "strength", "mask", "grid"})
 
 
@@ -83,12 +82,8 @@ class Cascade:
 
     def plan(self, order: Order) -> Plan:
         """The stages of an order. Raises RequestError for what this model cannot do."""
-        if order.style is not None:
-            raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
-        if beyond := [name for name in order.beyond() if name not in MEETS]:
-            raise RequestError(f"a cascade has no {', '.join(beyond)}; leave that out")
-        if order.guidance < 1:
-            raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        refuse(order, MEETS, model="a cascade")
+        alone = () if guided(order) else unheard(order)
         sizes, notices = self._sizes(order.size)
         texts, warnings = self._read(order)
         stages: list[Stage] = []
@@ -106,15 +101,16 @@ class Cascade:
         known = _fitted(order, sizes[-1])
         if known is not None and known.mask is not None:
             stages.append(paste(known.pixels.to(self.device), known.mask.to(self.device)))
-        return Plan(stages=tuple(stages), notices=(*self.notices, *notices), warnings=warnings)
+        return Plan(stages=tuple(stages), notices=(*self.notices, *notices), warnings=alone + warnings)
 
     def _stage(self, index: int, order: Order, size: tuple[int, int], texts: list[Tensor]) -> Stage:
         """One resolution: the first from noise, the others beside the small picture."""
         resolution, later = self.resolutions[index], index > 0
         grid = self._grid(resolution, order.grid, _some(order.steps, STEPS[later]))
+        tag = Tag.LARGER + 2 * index if later else Tag.FIRST
         known = _fitted(order, size)
         if known is not None:
-            grid = _last(grid, order.strength)
+            grid = grid.last(order.strength)
         lay = partial(
             self._diffusion,
             resolution=resolution,
@@ -122,7 +118,7 @@ class Cascade:
             order=replace(order, guidance=_guided(order, GUIDANCE[later])),
             texts=texts,
             known=known,
-            tag=TAGS[later] + index,
+            tag=tag,
         )
         if not later:
             return lay(None, None, size=size)
@@ -130,7 +126,7 @@ class Cascade:
 
         def enlarged(small: Tensor, noise: NoiseSource) -> tuple[Stage, ...]:
             large = F.interpolate(small, size, mode="bilinear", align_corners=True)
-            worn = noised(large, resolution.noising, level, noise, NOISING_TAG)
+            worn = noised(large, resolution.noising, level, noise, tag + 1)
             return (lay(worn, level, size=size),)
 
         return ToldStage(
@@ -209,20 +205,17 @@ class Cascade:
         return Uncertain(guess).wrapped(threshold)
 
     def _read(self, order: Order) -> tuple[list[Float[Tensor, "1 n d"]], tuple[str, ...]]:
-        """Both texts through T5, now, so that it can go; and what of them will not be in the picture."""
+        """The texts through T5, now, so that it can go; and what of them will not be in the picture."""
         network = self.shelf.take("text_encoder")
         assert isinstance(network, T5Encoder)
         rows, warnings = [], list[str]()
-        for name, text in (("prompt", order.prompt), ("negative prompt", order.negative_prompt)):
-            prompt = parse(text, compose=False)
-            line = prompt.at(0, 1)[0]
-            if prompt.networks:
-                warnings.append(f"LoRAs in the {name} were left out: there are none for cascades")
-            if any(segment.weight != 1 for run in line.runs for segment in run):
-                warnings.append(f"the weights in the {name} were left out: T5 hears plain text")
-            ids, mask, over = self.tokenizer.encode(_plain(line), LENGTH)
-            if over:
-                warnings.append(f"the last {over} tokens of the {name} were left out; it may have {LENGTH}")
+        for name, text in texts_of(order):
+            line, said = heard_once(name, text, order.steps)
+            warnings += said
+            if line.weighed:
+                warnings.append(f"T5 hears plain text: the weights in the {name} are left out")
+            ids, mask, over = self.tokenizer.encode(line.plain.lower(), LENGTH)  # small, as IF was taught
+            warnings += cut(name, over, LENGTH, "T5")
             told = torch.tensor([ids], device=self.device), torch.tensor([mask], device=self.device)
             rows.append(network(*told))
         return rows, tuple(warnings)
@@ -231,8 +224,8 @@ class Cascade:
 
     def _grid(self, resolution: Resolution, name: str | None, steps: int) -> Grid:
         """The named one; else IF's own table of so many steps, or where there is none, equal strides."""
-        if name is None and steps in grids.SMART:
-            return grids.smart(resolution.path, steps)
+        if name is None and steps in respacing.SMART:
+            return respacing.smart(resolution.path, steps)
         if name in (None, "leading"):
             return grids.leading(resolution.path, steps)
         return grids.named(str(name), resolution.path, steps)
@@ -272,18 +265,3 @@ def _some(steps: int, share: float) -> int:
 def _guided(order: Order, share: float) -> float:
     """A share of an order's guidance; none where it wants none."""
     return 1.0 if order.guidance == 1 else max(1.0, order.guidance * share)
-
-
-def _last(grid: Grid, strength: float) -> Grid:
-    """The last steps of a grid: the share `strength` of them, rounded down."""
-    steps = min(int(grid.steps * strength), grid.steps)
-    if steps < 1:
-        raise RequestError(
-            f"strength {strength:g} of {grid.steps} steps leaves none to draw; raise one of them"
-        )
-    return grid.part(grid.steps - steps, grid.steps)
-
-
-def _plain(line: Line) -> str:
-    """In small letters, as IF was taught."""
-    return " ".join("".join(segment.text for segment in run).strip() for run in line.runs).lower()

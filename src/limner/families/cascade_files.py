@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from limner.diffusion.paths import VPPath
-from limner.errors import WeightsError
+from limner.errors import RequestError, WeightsError
 from limner.families.base import TYPES, Defaults, Family, Wishes
 from limner.families.cascade import Cascade, Resolution
 from limner.families.conditions import Encoder, Tower
@@ -50,7 +50,7 @@ def load(
     on as `wishes.then` says.
 
     Raises WeightsError where a folder holds something else, stages do not follow each other, or none of them
-    has a T5.
+    has a T5, and RequestError for learned words where no stage hears them.
     """
     paths = [path, *(_path(name, wishes.variant) for name in wishes.then)]
     if not (path / INDEX).is_file():
@@ -64,6 +64,8 @@ def load(
         fits = (number > 0) == (found in larger or _config(found).level)
         if found not in (*stages, *larger) or not fits or (found in larger and found is not every[-1]):
             raise WeightsError(f"{found.path} is {found.model.title}; {wanted} was looked for")
+    if wishes.embeddings is not None and not larger:
+        raise RequestError("learned words are the x4 upscaler's, and this cascade has none; leave them out")
     told = next((found for found in stages if "text_encoder" not in found.absent), None)
     if told is None:
         raise WeightsError(

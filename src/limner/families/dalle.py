@@ -19,7 +19,7 @@ from limner.diffusion.samplers import Step
 from limner.errors import RequestError
 from limner.families.base import BY_TOKENS, Defaults, Order, Plan
 from limner.families.drawn import DrawnWords, account, drawable, nothing
-from limner.families.stages import Change, ChangeStage, Stage
+from limner.families.stages import Change, ChangeStage, Stage, Tag
 from limner.models.contrast import Contrast
 from limner.models.token_transformer import TokenTransformer, continued
 from limner.models.vqvae import VQVAE, parted
@@ -29,8 +29,6 @@ from limner.util.rng import NoiseSource
 
 SAMPLING = Sampling(top_p=0.95)  # where an order leaves it open
 GUIDANCE = 3.0
-
-CODES_TAG = 8  # of the random numbers that decide codes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +47,7 @@ class AutoregressiveStage:
 
     def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
         """Yields b k 1 n: the codes of k candidates."""
-        draws = [noise.step(index, (self.length,), CODES_TAG) for index in range(self.candidates)]
+        draws = [noise.step(index, (self.length,), Tag.CODES) for index in range(self.candidates)]
         numbers = torch.special.ndtr(torch.stack(draws, 1).double()).float()  # normal to uniform
         groups = numbers.split(1 if self.alone else len(numbers))
         walks = [self.rows(rearrange(group, "b k n -> (b k) n")) for group in groups]

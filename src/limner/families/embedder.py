@@ -22,15 +22,15 @@ from limner.diffusion.sphere import slerp
 from limner.errors import RequestError
 from limner.families.base import Order
 from limner.families.conditions import Encoder, Tower
+from limner.families.once import cut, frozen
 from limner.families.shelf import Shelf
-from limner.families.stages import ChangeStage, DiffusionStage, Stage, one_by_one
+from limner.families.stages import ChangeStage, DiffusionStage, Stage, Tag, one_by_one
 from limner.models.clip import CLIPText, CLIPVision, clip_pixels
 from limner.models.unclip_prior import UnCLIPPrior
-from limner.text.emphasis import split
+from limner.text.emphasis import CHUNK, split
 from limner.text.prompt import parse
 
 PRIOR_STEPS, PRIOR_GUIDANCE = 25, 4.0  # as Karlo was published
-PRIOR_TAG = 3  # of noise
 Embedding = Float[Tensor, "b e"]
 
 
@@ -56,7 +56,7 @@ class Words:
     pooled: Float[Tensor, "1 e"]
     context: Float[Tensor, "1 n d"]  # filled up
     length: int  # rows that are the text's own
-    left_out: int = 0  # tokens that did not fit
+    warnings: tuple[str, ...] = ()  # of what is not heard of it
 
     @property
     def rows(self) -> Float[Tensor, "1 m d"]:
@@ -69,6 +69,7 @@ class Words:
             slerp(self.pooled, other.pooled, share),
             slerp(self.context, other.context, share),
             max(self.length, other.length),
+            (*self.warnings, *other.warnings),
         )
 
 
@@ -108,36 +109,38 @@ class Embedder:
 
     def wanted(self, order: Order) -> Wanted:
         """Read texts, look at pictures. Raises RequestError where the network for it is not there."""
-        ends: list[str | Tensor] = [order.prompt if order.vary is None else order.vary]
-        ends += [] if order.blend is None else [order.blend]
-        if self.prior is None and any(isinstance(end, str) for end in ends):
+        ends = {"prompt": order.prompt if order.vary is None else order.vary}
+        ends |= {} if order.blend is None else {"other text": order.blend}
+        if self.prior is None and any(isinstance(end, str) for end in ends.values()):
             raise RequestError(
                 "this model draws what it is shown: its files hold no prior, which finds pictures for texts. "
                 "Give a picture to vary, and blend it with another picture only"
             )
-        words = [self.words(end, order) for end in ends if isinstance(end, str)]
-        seen = [self.see(end) for end in ends if isinstance(end, Tensor)]
+        words = [self.words(name, end, order) for name, end in ends.items() if isinstance(end, str)]
+        seen = [self.see(end) for end in ends.values() if isinstance(end, Tensor)]
         return Wanted(
             words[0].towards(words[1], order.blend_at) if len(words) == 2 else words[0] if words else None,
-            self.words(order.negative_prompt, order) if words else None,
+            self.words("negative prompt", order.negative_prompt, order) if words else None,
             slerp(seen[0], seen[1], order.blend_at) if len(seen) == 2 else seen[0] if seen else None,
-            order.blend_at if isinstance(ends[0], str) else 1 - order.blend_at,
+            order.blend_at if order.vary is None else 1 - order.blend_at,
         )
 
-    def words(self, text: str, order: Order) -> Words:
-        """A text, up to as many tokens as CLIP reads at once."""
+    def words(self, name: str, text: str, order: Order) -> Words:
+        """A text, which is called `name`, up to as many tokens as CLIP reads at once."""
         network = self.shelf.take(self.tower)
         assert isinstance(network, CLIPText)
         encoder = Encoder((Tower(network=network),))
-        line = parse(text, compose=False).at(0, 1)[0]
+        line = parse(text, compose=False).at(0, order.steps)[0]
         encoded = encoder.encode(line, skip=order.clip_skip, emphasis=order.emphasis)
         assert encoded.pooled is not None  # a prior's tower has a projection
         first, *rest = split(line, encoder.tokenizer.encode)
+        left_out = sum(len(chunk.ids) for chunk in rest)
+        reader = "this model" if self.tower == "text_encoder" else "the prior"  # others hear more
         return Words(
             encoded.pooled.float(),
             encoded.context[:, : network.config.length].float(),
             len(first.ids) + 2,
-            sum(len(chunk.ids) for chunk in rest),
+            (*frozen(name, text, order.steps, reader), *cut(name, left_out, CHUNK, reader)),
         )
 
     def see(self, pixels: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 e"]:
@@ -165,7 +168,7 @@ class Embedder:
             sampler=SAMPLERS["ddpm"],
             shape=(wanted.words.pooled.shape[1], 1, 1),
             device=self.device,
-            tag=PRIOR_TAG,
+            tag=Tag.PRIOR,
             preview=nothing_yet,
             name="prior",
         )

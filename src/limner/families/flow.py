@@ -3,7 +3,7 @@
 order -> at a size that can be drawn -> diffuse, decode; from a picture or behind a mask; again, larger
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,15 @@ from limner.diffusion import guidance
 from limner.diffusion.grids import Grid
 from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import SAMPLERS
-from limner.errors import RequestError
 from limner.families.base import Order
 from limner.families.shelf import Shelf
-from limner.families.stages import ChangeStage, DiffusionStage, Stage, one_by_one, paste, resize
+from limner.families.stages import ChangeStage, DiffusionStage, Stage, Tag, one_by_one, paste, resize
 from limner.models.kl_vae import KLVAE, KLVAEConfig, decode_tiled, encode_tiled
+from limner.text.prompt import Line, Prompt
 
 if TYPE_CHECKING:
     from limner.models.tiny_vae import TinyVAE
+    from limner.text.t5_tokenizer import T5Tokenizer
 
 WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once; larger pictures go in tiles
 PATCH = 2  # side in latents of a transformer's tokens
@@ -34,14 +35,26 @@ Bind = Callable[[Order, Grid, tuple[int, int], int], Denoise]  # ..., size, step
 Colours = tuple[tuple[float, float, float], ...]  # what each channel adds to red, green, blue; last: always
 
 
-def refuse(order: Order, meets: Collection[str] = MEETS) -> None:
-    """Raises RequestError for a wish of an order that is not among those met."""
-    if order.style is not None:
-        raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
-    if beyond := [name for name in order.beyond() if name not in meets]:
-        raise RequestError(f"this model knows no {', '.join(beyond)}; leave it out")
-    if order.mask is not None and order.enlarge != 1:
-        raise RequestError("a second pass would redraw what a mask keeps; leave out the mask, or enlarge")
+def lines(prompt: Prompt, stages: Iterable[Stage], steps: int) -> list[Line]:
+    """All that a prompt says during the stages of a plan, once each; `steps` are those of the order, after
+    which a second pass goes on counting."""
+    passes = [stage.steps for stage in stages if isinstance(stage, DiffusionStage)]
+    every = (
+        prompt.at(step, count, earlier=index * steps)
+        for index, count in enumerate(passes)
+        for step in range(count)
+    )
+    return list(dict.fromkeys(line for said in every for line in said))
+
+
+def beyond_t5(name: str, said: list[Line], tokenizer: "T5Tokenizer", length: int) -> tuple[str, ...]:
+    """Warnings of what T5 does not hear of the lines of a prompt, which is called `name`."""
+    found: list[str] = []
+    if any(line.weighed for line in said):
+        found.append(f"T5 hears plain text: the weights in the {name} are left out there")
+    if over := max((tokenizer.encode(line.plain, length)[2] for line in said), default=0):
+        found.append(f"T5 does not hear the last {over} tokens of the {name}; it may have {length}")
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -74,7 +87,7 @@ class Canvas:
         if order.enlarge != 1:
             size = self._rounded(tuple(round(side * order.enlarge) for side in order.size))
             second = replace(order, size=size, image=None)
-            rest = _last(grids(size, order.steps), order.enlarge_strength)
+            rest = grids(size, order.steps).last(order.enlarge_strength, up=True)
             again = self._stage(second, rest, bind, order.steps)
             stages += [resize(size), self.encoder, again, self.decoder]
         if asked.image is not None and asked.mask is not None:
@@ -86,7 +99,7 @@ class Canvas:
         if order.image is None:
             return self._stage(order, grid, bind)
         known = self.encode(order.image.to(self.device))
-        stage = self._stage(order, _last(grid, order.strength), bind)
+        stage = self._stage(order, grid.last(order.strength, up=True), bind)
         if order.mask is None:
             return replace(stage, begin=known)
         covered = F.max_pool2d((order.mask > 0).to(known), self.config.factor)  # drawn wherever it is touched
@@ -103,7 +116,7 @@ class Canvas:
             shape=(self.config.latents, height, width),
             device=self.device,
             preview=self.preview,
-            tag=2 if earlier else 0,
+            tag=Tag.SECOND if earlier else Tag.FIRST,
             name="second diffusion" if earlier else "diffusion",
         )
 
@@ -171,13 +184,3 @@ class Canvas:
         resized = None if order.image is None else F.interpolate(order.image, size, mode="bicubic")
         said = f"{width}x{height} was rounded to {size[1]}x{size[0]}: sides are multiples of {side}"
         return replace(order, size=size, image=resized), (said,)
-
-
-def _last(grid: Grid, strength: float) -> Grid:
-    """The last steps of a grid: the share `strength` of them, rounded down."""
-    steps = min(int(grid.steps * strength), grid.steps)
-    if steps < 1:
-        raise RequestError(
-            f"strength {strength:g} of {grid.steps} steps leaves none to draw; raise one of them"
-        )
-    return grid.part(grid.steps - steps, grid.steps)

@@ -18,15 +18,16 @@ from limner.diffusion.grids import Grid
 from limner.diffusion.paths import FlowPath
 from limner.diffusion.predictions import Denoise
 from limner.errors import RequestError
-from limner.families.base import ControlOrder, Defaults, Order, Plan
-from limner.families.flow import Canvas, refuse
+from limner.families.base import ControlOrder, Defaults, Order, Plan, guided, refuse, unheard
+from limner.families.flow import MEETS, Canvas, beyond_t5, lines
 from limner.families.shelf import Shelf
+from limner.families.stages import Stage
 from limner.models import flux
 from limner.models.clip import CLIPText, CLIPTextOutput
 from limner.models.flux import FluxConfig, FluxControl
 from limner.models.t5 import T5Encoder
 from limner.text.clip_tokenizer import CLIPTokenizer
-from limner.text.prompt import Line, Lora, Prompt, parse
+from limner.text.prompt import Lora, Prompt, parse
 from limner.text.t5_tokenizer import T5Tokenizer
 
 if TYPE_CHECKING:
@@ -73,14 +74,13 @@ class Flux:
 
     def plan(self, order: Order) -> Plan:
         """The stages of an order. Raises RequestError for what this model cannot do."""
-        refuse(order)
-        if order.guidance < 1:
-            raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        refuse(order, MEETS)
+        guided(order)
         prompt = parse(order.prompt, compose=False)
         loras, warnings = prompt.loras()
         told = self.adapt(loras)  # what is wrong with them is heard of before anything is drawn
         stages, notices = self.canvas.stages(order, self.grid, self.denoise)
-        warned = (*warnings, *self._unheard(order, prompt))
+        warned = (*warnings, *self._unheard(order, prompt, stages))
         return Plan(stages=stages, notices=(*self.notices, *told, *notices), warnings=warned)
 
     def grid(self, size: tuple[int, int], steps: int) -> Grid:
@@ -133,20 +133,22 @@ class Flux:
     def encode(self, texts: Iterable[str]) -> dict[str, Text]:
         """Each text once: through one encoder first, then through the other."""
         every = list(dict.fromkeys(texts))
-        clip = self.shelf.take("text_encoder")
-        assert isinstance(clip, CLIPText)
-        pooled = [self._pooled(clip, text) for text in every]
+        pooled = self._pooled(every)  # lets go of CLIP, so that it can go
         t5 = self.shelf.take("text_encoder_2")
         assert isinstance(t5, T5Encoder)
         tokens = (torch.tensor([self.tokenizer.encode(text, self.length)[0]]) for text in every)
         context = [t5(row.to(self.device)) for row in tokens]  # padding is seen, as it was in training
         return {text: Text(*told) for text, *told in zip(every, context, pooled, strict=True)}
 
-    def _pooled(self, network: CLIPText, text: str) -> Float[Tensor, "1 p"]:
-        tokenizer = CLIPTokenizer()
-        tokens = torch.tensor([tokenizer.frame(tokenizer.encode(text))[0]], device=self.device)
-        out: CLIPTextOutput = network(network.embed(tokens), tokens)
-        return out.pooled
+    def _pooled(self, texts: list[str]) -> list[Float[Tensor, "1 p"]]:
+        network, tokenizer = self.shelf.take("text_encoder"), CLIPTokenizer()
+        assert isinstance(network, CLIPText)
+        found = []
+        for text in texts:
+            tokens = torch.tensor([tokenizer.frame(tokenizer.encode(text))[0]], device=self.device)
+            out: CLIPTextOutput = network(network.embed(tokens), tokens)
+            found.append(out.pooled)
+        return found
 
     def _scale(self, order: Order) -> float:
         """Of real guidance; 1: there is none."""
@@ -161,28 +163,25 @@ class Flux:
             raise RequestError(f"the control network {one.model} was made for another model")
         return network
 
-    def _unheard(self, order: Order, prompt: Prompt) -> tuple[str, ...]:
+    def _unheard(self, order: Order, prompt: Prompt, stages: tuple[Stage, ...]) -> tuple[str, ...]:
         """What of an order will not be in the picture."""
-        found = []
+        found, every = list[str](), {"prompt": prompt}
         negative = parse(order.negative_prompt, compose=False)
         if negative.networks:
             found.append("LoRAs in the negative prompt were left out: name them in the prompt")
-        if not self.config.guidance and (order.guidance == 1) != (not order.negative_prompt):
-            found.append("guidance and a negative prompt are heard together only; one of them was left out")
-        for name, words in (("prompt", prompt), ("negative prompt", negative)):
-            line = words.at(0, 1)[0]
-            if any(segment.weight != 1 for run in line.runs for segment in run):
-                found.append(f"the weights in the {name} were left out: T5 hears plain text")
-            over = self.tokenizer.encode(_plain(line), self.length)[2]
-            if over:
-                found.append(f"the last {over} tokens of the {name} were left out; it may have {self.length}")
+        if self._scale(order) != 1:
+            every["negative prompt"] = negative
+        elif order.negative_prompt:
+            found += unheard(order)
+        else:
+            found += unheard(order, "it needs a negative prompt")
+            if guided(order) and not self.config.guidance:
+                found.append("guidance was left out: it needs a negative prompt")
+        for name, words in every.items():
+            found += beyond_t5(name, lines(words, stages, order.steps), self.tokenizer, self.length)
         return tuple(found)
 
 
 def _spoken(prompt: Prompt, grid: Grid, earlier: int) -> list[str]:
     """What is said at each step."""
-    return [_plain(prompt.at(step, grid.steps, earlier=earlier)[0]) for step in range(grid.steps)]
-
-
-def _plain(line: Line) -> str:
-    return " ".join("".join(segment.text for segment in run).strip() for run in line.runs)
+    return [prompt.at(step, grid.steps, earlier=earlier)[0].plain for step in range(grid.steps)]

@@ -36,9 +36,14 @@ def load(
     Raises WeightsError when it is none that Limner knows, lacks a part, or is broken.
     """
     found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=models)
+    return assemble(found, device, wishes)
+
+
+def assemble(found: Found, device: torch.device, wishes: Wishes) -> Flux:
+    """What `load` makes of the parts that were found. Raises WeightsError where one is absent."""
     if found.absent:
         raise WeightsError(
-            f"{path} holds a {found.model.title} without {', '.join(found.absent)}; take the diffusers "
+            f"{found.path} holds a {found.model.title} without {', '.join(found.absent)}; take the diffusers "
             "folder, or a file with everything in it"
         )
     config, vae = (found.model.part(name).config for name in ("transformer", "vae"))

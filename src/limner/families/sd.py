@@ -23,10 +23,10 @@ from limner.diffusion.paths import VPPath
 from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError
-from limner.families.base import ControlOrder, Defaults, Order, Plan
+from limner.families.base import ControlOrder, Defaults, Order, Plan, guided, refuse, unheard
 from limner.families.conditions import Encoded, Encoder
 from limner.families.shelf import Shelf
-from limner.families.stages import ChangeStage, DiffusionStage, Stage, one_by_one, paste, resize
+from limner.families.stages import ChangeStage, DiffusionStage, Stage, Tag, one_by_one, paste, resize
 from limner.models.kl_vae import KLVAE, KLVAEConfig, decode_tiled, encode_tiled
 from limner.models.unet import Added, Control, KeysValues, UNet, UNetConfig
 from limner.text.prompt import Line, Lora, Prompt, parse
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from limner.models.tiny_vae import TinyVAE
 
 WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once on its own; larger pictures go in tiles
-AESTHETIC = (
-    6.0,
-    2.5,
-)  # score that the refiner is told, for the prompt and for the negative one (SDXL's code)
+AESTHETIC = 6.0, 2.5  # score that the refiner is told, for the prompt and the negative one (SDXL's code)
+MEETS = frozenset({
+    *("image", "strength", "mask", "controls", "enlarge", "enlarge_strength", "rescale", "grid"),
+    *("refiner", "refine_from", "tiling", "clip_skip", "emphasis"),
+})  # fmt: skip
 RGB = {  # what each latent channel adds to red, green and blue; by the scale factor of the autoencoder
     0.18215: (  # figures that ComfyUI and others preview with
         *((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350)),
@@ -103,23 +104,24 @@ class StableDiffusion:
 
     def plan(self, order: Order) -> Plan:
         """The stages of an order. Raises RequestError for what this model cannot do."""
-        if order.style is not None:
-            raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
         if order.vary is not None or isinstance(order.blend, Tensor):
             raise RequestError(
                 "this model cannot be told what is in a picture; that takes an unCLIP model, such as Karlo "
                 "or Stable Diffusion 2.1 unCLIP. To draw over a picture, give it as image"
             )
+        unclip = self.unet_config.pooled and not self.unet_config.sizes  # which blends pictures, too
+        refuse(order, MEETS if order.blend is None and not unclip else MEETS | {"blend", "blend_at"})
         asked, (order, notices) = order, self._fitted(order)
         prompt = parse(order.prompt)
         loras, warnings = prompt.loras()
         if parse(order.negative_prompt, compose=False).networks:
             warnings += ("LoRAs in the negative prompt were left out: name them in the prompt",)
         few = self.adapt(loras) or ()  # what is wrong with them is heard of before anything is drawn
-        if order.negative_prompt and self.unet_config.guidance:
-            warnings += ("the negative prompt was left out: this model draws without one",)
-        if order.mask is not None and order.enlarge != 1:
-            raise RequestError("a second pass would redraw what a mask keeps; leave out the mask, or enlarge")
+        alone = order if len(prompt.parts) == 1 else replace(order, negative_prompt="")  # AND hears it always
+        if self.unet_config.guidance:
+            warnings += unheard(alone, "this model draws without it")
+        elif order.guidance == 1:
+            warnings += unheard(alone)
         grid = grids.named(order.grid or self.defaults.grid or "karras", self.path, order.steps)
         if order.refiner and order.image is not None:
             raise RequestError("a refiner finishes pictures drawn from noise; leave it out, or the image")
@@ -133,21 +135,14 @@ class StableDiffusion:
         if order.enlarge != 1:
             size = self._rounded(tuple(round(side * order.enlarge) for side in order.size))
             second = replace(order, size=size, image=None, mask=None)
-            rest = self._last(grid, order.enlarge_strength)
-            stages += [
-                resize(size),
-                self.vae_encoder(order.tiling),
-                *self._passes(second, rest, size, order.steps),
-            ]
-            stages.append(self.decoder(order.tiling))
+            rest = grid.last(order.enlarge_strength)
+            again = self._passes(second, rest, size, order.steps)
+            stages += [resize(size), self.vae_encoder(order.tiling), *again, self.decoder(order.tiling)]
         if asked.image is not None and asked.mask is not None and order.enlarge == 1:
             stages.append(paste(asked.image.to(self.device), asked.mask.to(self.device)))
         told = [self._count(prompt), *(few if order.sampler != "lcm" else ())]
-        return Plan(
-            stages=tuple(stages),
-            notices=(*self.notices, *notices, *(said for said in told if said)),
-            warnings=warnings,
-        )
+        said = (*self.notices, *notices, *filter(None, told))
+        return Plan(stages=tuple(stages), notices=said, warnings=warnings)
 
     def _passes(
         self, order: Order, grid: Grid, size: tuple[int, int], earlier: int = 0
@@ -181,16 +176,14 @@ class StableDiffusion:
         assert order.image is not None  # asked for where there is one
         image = order.image.to(self.device)
         known = self.encode(image, tiling=order.tiling)
-        begin: Tensor | None = known
-        grid = self._last(grid, order.strength)
+        grid = grid.last(order.strength)
         if order.mask is None:
             if self.unet_config.inputs != known.shape[1]:
                 raise RequestError("this model was made for masks; give a mask beside the picture")
-            return [replace(self.stage(order, grid, order.size), begin=begin)]
+            return [replace(self.stage(order, grid, order.size), begin=known)]
         mask = (order.mask.to(self.device) > 0).to(image)
         covered = F.max_pool2d(mask, self.vae_config.factor)  # a latent that the mask touches is drawn
-        if order.strength == 1:
-            begin = None  # nothing of the picture is left at the first step
+        begin = None if order.strength == 1 else known  # at 1 nothing of it is left at the first step
         beside: Tensor | None = None
         if self.unet_config.inputs > known.shape[1]:
             beside = torch.cat([covered, self.encode(image * (1 - mask), tiling=order.tiling)], 1)
@@ -219,7 +212,7 @@ class StableDiffusion:
             shape=(channels, size[0] // factor, size[1] // factor),
             device=self.device,
             preview=self.preview,
-            tag=2 if earlier else 0,
+            tag=Tag.SECOND if earlier else Tag.FIRST,
             name="second diffusion" if earlier else "diffusion",
         )
 
@@ -238,8 +231,7 @@ class StableDiffusion:
         """(x, t) -> x0, guided. LoRAs and edges are put in place at every call: requests may take turns."""
         if beside is None and self.unet_config.inputs != self.vae_config.latents:
             raise RequestError("this model was made for masks; give a picture and a mask")
-        if order.guidance < 1:
-            raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        guided(order)
         excess: float | None = None
         if self.unet_config.guidance:  # it is told the scale, and asked once
             order, excess = replace(order, guidance=1.0), order.guidance - 1
@@ -305,8 +297,8 @@ class StableDiffusion:
             *conds, uncond = x0s
             return guidance.composed(conds, weights, uncond), uncond
 
-        guided = guidance.cfg(branches, order.guidance, rescale=order.rescale)
-        return predictions.consistency(guided) if order.sampler == "lcm" else guided
+        denoise = guidance.cfg(branches, order.guidance, rescale=order.rescale)
+        return predictions.consistency(denoise) if order.sampler == "lcm" else denoise
 
     def _encoded(self, spoken: tuple[Spoken, ...], order: Order) -> dict[Spoken, list[Encoded]]:
         """Everything that is said during an order, the negative prompt last."""
@@ -343,14 +335,8 @@ class StableDiffusion:
         for _, neighbours in groupby(rows, lambda row: row[0].context.shape):
             group = list(neighbours)
             context = torch.cat([one.context for one, _ in group])
-            told.append(
-                Said(
-                    context,
-                    unet.text_kv(context),
-                    self._added(group, size),
-                    tuple(network.text_kv(context) for network in networks),
-                )
-            )
+            controls = tuple(network.text_kv(context) for network in networks)
+            told.append(Said(context, unet.text_kv(context), self._added(group, size), controls))
         return tuple(line.weight for line in lines), tuple(told)
 
     def _added(self, group: list[tuple[Encoded, bool]], size: tuple[int, int]) -> Added | None:
@@ -444,15 +430,6 @@ class StableDiffusion:
         resized = None if order.image is None else F.interpolate(order.image, size, mode="bicubic")
         said = f"{width}x{height} was rounded to {size[1]}x{size[0]}: sides are multiples of {factor}"
         return replace(order, size=size, image=resized), [said]
-
-    def _last(self, grid: Grid, strength: float) -> Grid:
-        """The last steps of a grid: the share `strength` of them, rounded down."""
-        steps = min(int(grid.steps * strength), grid.steps)
-        if steps < 1:
-            raise RequestError(
-                f"strength {strength:g} of {grid.steps} steps leaves none to draw; raise one of them"
-            )
-        return grid.part(grid.steps - steps, grid.steps)
 
     def _count(self, prompt: Prompt) -> str:
         """How many tokens the prompt has, where it is longer than a chunk."""

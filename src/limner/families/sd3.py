@@ -15,14 +15,14 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from limner.diffusion import grids, guidance, predictions
+from limner.diffusion import flow_grids, guidance, predictions
 from limner.diffusion.grids import Grid
 from limner.diffusion.paths import FlowPath, shift
 from limner.diffusion.predictions import Denoise
 from limner.errors import RequestError
-from limner.families.base import ControlOrder, Defaults, Order, Plan
+from limner.families.base import ControlOrder, Defaults, Order, Plan, guided, refuse, unheard
 from limner.families.conditions import Encoder
-from limner.families.flow import MEETS, Canvas, refuse
+from limner.families.flow import MEETS, Canvas, beyond_t5, lines
 from limner.families.shelf import Shelf
 from limner.models.mmdit import Control, MMDiT, MMDiTConfig
 from limner.models.t5 import T5Encoder
@@ -89,31 +89,31 @@ class StableDiffusion3:
         loras, warnings = prompt.loras()
         if negative.networks:
             warnings += ("LoRAs in the negative prompt were left out: name them in the prompt",)
-        if order.skip_layers and order.guidance <= 1:
-            warnings += ("skip_layers was left out: it needs guidance above 1",)
         if order.skip_layers and max(self.skipped) >= self.config.depth:
             raise RequestError("skip_layers: this model does not have so many layers; leave it out")
+        if not guided(order) and len(prompt.parts) > 1:
+            raise RequestError("several prompts (AND) need guidance above 1")
         told = self.adapt(loras)  # what is wrong with them is heard of before anything is drawn
         grid = partial(self.grid, name=order.grid or "linspace")
         stages, notices = self.canvas.stages(order, grid, self.denoise)
+        said = () if guided(order) else unheard(order)
+        for name, words in (("prompt", prompt), ("negative prompt", negative)):
+            if self.tokenizer is not None and (words is prompt or guided(order)):
+                said += beyond_t5(name, lines(words, stages, order.steps), self.tokenizer, LENGTH)
         return Plan(
             stages=stages,
             notices=(*self.notices, *notices, *told, *self._lengths(prompt)),
-            warnings=(
-                *warnings,
-                *self._unheard("prompt", prompt),
-                *self._unheard("negative prompt", negative),
-            ),
+            warnings=(*warnings, *said),
         )
 
     def grid(self, size: tuple[int, int], steps: int, name: str) -> Grid:
-        """The grid of that name (one of `grids.FLOW_GRIDS`) for pictures of `size`."""
+        """The grid of that name (one of `flow_grids.FLOW_GRIDS`) for pictures of `size`."""
         if self.shift.by_tokens is not None:
             height, width = (side // self.canvas.side for side in size)
-            return grids.flow(name, steps, self.shift.by_tokens(height * width), least=LEAST)
+            return flow_grids.named(name, steps, self.shift.by_tokens(height * width), least=LEAST)
         factor = self.shift.factor
         least = shift(torch.tensor(LEAST, dtype=torch.float64), factor)  # here, and once more there
-        return grids.flow(name, steps, factor, least=float(least))
+        return flow_grids.named(name, steps, factor, least=float(least))
 
     # -- the network, bound to a prompt ----------------------------------------------------------------------
 
@@ -121,14 +121,12 @@ class StableDiffusion3:
         """(x, t) -> x0, guided. All texts are encoded at once, so that the text encoders can go. LoRAs are
         put in place at every call: requests may take turns."""
         prompt, negative = parse(order.prompt), parse(order.negative_prompt, compose=False)
-        loras, guided = prompt.loras()[0], order.guidance > 1
+        loras, compared = prompt.loras()[0], guided(order)
         spoken = [prompt.at(step, grid.steps, earlier=earlier) for step in range(grid.steps)]
         unsaid = [negative.at(step, grid.steps, earlier=earlier) for step in range(grid.steps)]
-        if not guided and any(len(lines) > 1 for lines in spoken):
-            raise RequestError("several prompts (AND) need guidance above 1")
         self.adapt(loras)
         texts = self.encode(
-            (line for lines in (*spoken, *(unsaid if guided else ())) for line in lines), order
+            (line for lines in (*spoken, *(unsaid if compared else ())) for line in lines), order
         )
         controls = [(one, self._control(one), self._condition(one, size)) for one in order.controls]
 
@@ -159,31 +157,25 @@ class StableDiffusion3:
                 found += x0(*several).chunk(len(call))
             return found
 
-        def branches(x: Tensor, t: Tensor, skip: Collection[int] = ()) -> tuple[Tensor, Tensor]:
+        def composed(conds: list[Tensor], lines: tuple[Line, ...], uncond: Tensor) -> Tensor:
+            if len(lines) == 1 and lines[0].weight == 1:
+                return conds[0]
+            return guidance.composed(conds, [line.weight for line in lines], uncond)
+
+        def branches(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             step = grid.step(float(t[0]))
             lines = spoken[step]
-            plain = len(lines) == 1 and (
-                bool(skip) or not guided
-            )  # one prompt, and nothing to compare it with
-            *conds, last = ask(x, t, lines if plain else (*lines, *unsaid[step]), skip)
-            if plain:
-                return last, last
-            if len(lines) == 1 and lines[0].weight == 1:
-                return conds[0], last
-            return guidance.composed(conds, [line.weight for line in lines], last), last
+            *conds, uncond = ask(x, t, (*lines, *unsaid[step]))
+            cond = composed(conds, lines, uncond)
+            if not low < step < high:
+                return cond, uncond
+            reduced = composed(ask(x, t, lines, self.skipped), lines, uncond)
+            return guidance.pushed(cond, reduced, order.skip_layers / order.guidance), uncond
 
-        if not guided:
-            return lambda x, t: branches(x, t)[0]
-        towards: guidance.Branches = branches
-        if order.skip_layers:
-            low, high = (share * grid.steps for share in SKIPPING)
-            towards = guidance.without_layers(
-                branches,
-                lambda x, t: branches(x, t, self.skipped)[0],
-                order.skip_layers / order.guidance,
-                lambda t: low < grid.step(float(t[0])) < high,
-            )
-        return guidance.cfg(towards, order.guidance, rescale=order.rescale)
+        if not compared:
+            return lambda x, t: ask(x, t, spoken[grid.step(float(t[0]))])[0]
+        low, high = (share * grid.steps if order.skip_layers else 0.0 for share in SKIPPING)
+        return guidance.cfg(branches, order.guidance, rescale=order.rescale)
 
     def encode(self, lines: Iterable[Line], order: Order) -> dict[Line, Text]:
         """Each line once, through one encoder after the other. CLIP's rows, filled up with zeros to the width
@@ -229,16 +221,6 @@ class StableDiffusion3:
         """How long the prompt is in CLIP's tokens, where it is longer than a chunk."""
         said = (self.encoders[0].count(line) for line in prompt.at(0, 1))
         return tuple(f"the prompt has {one}" for one in said if not one.endswith(" 1 chunk"))
-
-    def _unheard(self, name: str, prompt: Prompt) -> tuple[str, ...]:
-        """What of a prompt T5 does not hear."""
-        found: list[str] = []
-        for line in prompt.at(0, 1) if self.tokenizer is not None else ():
-            if line.weighed:
-                found.append(f"the weights in the {name} are heard by CLIP only: T5 hears plain text")
-            if over := self.tokenizer.encode(line.plain, LENGTH)[2] if self.tokenizer else 0:
-                found.append(f"T5 does not hear the last {over} tokens of the {name}; it may have {LENGTH}")
-        return tuple(dict.fromkeys(found))
 
 
 def _each(texts: list[Text], count: int) -> Text:

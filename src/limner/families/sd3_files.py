@@ -45,6 +45,11 @@ def load(
     Raises WeightsError when it is none that Limner knows, or broken.
     """
     found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=models)
+    return assemble(found, device, wishes)
+
+
+def assemble(found: Found, device: torch.device, wishes: Wishes) -> StableDiffusion3:
+    """What `load` makes of the parts that were found."""
     dtype = TYPES[wishes.dtype] if wishes.dtype else pick_precision(device)
     tokenizer, unheard = _tokenizer(found)
     held = [part for part in found.model.parts if part.folder != T5 or tokenizer is not None]
@@ -61,6 +66,7 @@ def load(
     )
     config, vae = (found.model.part(name).config for name in ("transformer", "vae"))
     words, passed_over = learned_words(wishes.embeddings, list(CLIPS))
+    defaults, uncertain = _defaults(found)
     return StableDiffusion3(
         shelf=shelf,
         config=config,
@@ -77,8 +83,8 @@ def load(
         ),
         tokenizer=tokenizer,
         shift=_shift({**next(iter(found.model.tables.values())), **found.table}),
-        defaults=replace(_defaults(found), size=(found.model.size,) * 2),
-        notices=(*found.notices, *unheard, *passed_over),
+        defaults=replace(defaults, size=(found.model.size,) * 2),
+        notices=(*found.notices, *unheard, *passed_over, *uncertain),
         fingerprint=fingerprint(found, dtype),
         device=device,
         control_network=partial(control_network, device=device, dtype=dtype),
@@ -149,18 +155,22 @@ def _shift(table: Mapping[str, Any]) -> Shift:
     return Shift(by_tokens=by_tokens)
 
 
-def _defaults(found: Found) -> Defaults:
-    """What a version draws best with. Turbo has the shapes of large, and is known by what it says of
-    itself."""
+def _defaults(found: Found) -> tuple[Defaults, tuple[str, ...]]:
+    """What a version draws best with, and notices. Turbo has the shapes of large, and is known by what it
+    says of itself."""
     index = found.path / "model_index.json"
-    told = [found.metadata.get(f"modelspec.{key}", "") for key in ("title", "architecture")]
-    told += [str(files.read_json(index).get("_name_or_path", ""))] if index.is_file() else []
-    if any("turbo" in said.lower() for said in told):
-        return TURBO
+    called = [found.metadata.get("modelspec.title", "")]
+    called += [str(files.read_json(index).get("_name_or_path", ""))] if index.is_file() else []
+    if any("turbo" in said.lower() for said in (*called, found.metadata.get("modelspec.architecture", ""))):
+        return TURBO, ()
     config = found.model.part("transformer").config
-    if not config.normed:
-        return MEDIUM
-    return LATER_MEDIUM if config.dual else LARGE
+    if not config.normed or config.dual:
+        return LATER_MEDIUM if config.normed else MEDIUM, ()
+    if any("large" in said.lower() for said in called):
+        return LARGE, ()
+    usual, few = (f"{one.steps} steps at guidance {one.guidance:g}" for one in (LARGE, TURBO))
+    notice = f"{found.path.name} does not say whether it is Large or Large Turbo, which look alike"
+    return LARGE, (f"{notice}: {usual}, unless asked otherwise; Turbo takes {few}",)
 
 
 FAMILY = Family(name="sd3", load=load)

@@ -134,7 +134,6 @@ def control_network(name: str, *, device: torch.device, dtype: torch.dtype) -> C
 
 def small_decoder(path: Path, device: torch.device) -> TinyVAE:
     """A TAESD to watch pictures by. Raises WeightsError for anything else."""
-    """A TAESD. Raises WeightsError for anything else."""
     network = identify_network(path).load(device=device, dtype=torch.float32)
     if not isinstance(network, TinyVAE):
         raise WeightsError(f"{path} is no TAESD, and only such a decoder is quick enough to watch by")

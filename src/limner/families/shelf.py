@@ -1,9 +1,11 @@
 """Where a model's networks lie while they are not asked: all at hand, or one at a time.
 
 With `offload` the peak of memory is the largest network and not the sum of all. No pixel depends on it.
+Control networks are not on shelves: those in use stay on the device beside what is taken.
 """
 
 from collections.abc import Callable, Mapping
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -31,28 +33,35 @@ class Shelf:
         self.device = device
         self.offload = offload
         self.ready = ready
-        self._held: dict[tuple[int, str], nn.Module] = {}  # by shelf and name; may be shared by shelves
+        self._held: dict[str, nn.Module] = {}
+        self._together = WeakSet((self,))  # shelves that put networks away for each other, this one with them
 
     def take(self, name: str) -> nn.Module:
         """The network called `name`, on the device. Raises KeyError for a name that there is none of, and
         WeightsError where its file has gone or changed."""
-        key, load = (id(self), name), self.loaders[name]
-        on_cpu = self.device.type == "cpu"
-        for other in [one for one in self._held if self.offload and one != key]:
-            if on_cpu:
-                del self._held[other]
-            else:
-                self._held[other].to("cpu")
-        if key not in self._held:
-            self._held[key] = load(self.device)
-        network = self._held[key]
-        if self.offload and not on_cpu:
+        load = self.loaders[name]
+        if self.offload:
+            for shelf in tuple(self._together):
+                shelf._put_away(but=name if shelf is self else None)
+        if name not in self._held:
+            self._held[name] = load(self.device)
+        network = self._held[name]
+        if self.offload and self.device.type != "cpu":
             network.to(self.device)
         if self.ready is not None:
             self.ready(name, network)
         return network
 
     def beside(self, other: "Shelf") -> None:
-        """From now on the networks of `other` are put away for those of this one, and the other way round."""
-        self._held |= other._held
-        other._held = self._held
+        """From now on the networks of `other` are put away for those of this one, and the other way round,
+        as long as both are in use: neither keeps the other."""
+        together = self._together | other._together
+        for shelf in together:
+            shelf._together = together
+
+    def _put_away(self, but: str | None) -> None:
+        for name in [name for name in self._held if name != but]:
+            if self.device.type == "cpu":
+                del self._held[name]
+            else:
+                self._held[name].to("cpu")

@@ -1,15 +1,23 @@
 """Stages: what a model is made of. Each is a generator of steps, and its last step's x goes to the next.
 
 mini                 diffuse pixels, upscale
-Stable Diffusion     diffuse latents, decode
+DALL-E               draw codes row by row, decode, rank the candidates
+Stable Diffusion     diffuse latents, decode; SD3 and FLUX likewise
+  with a refiner       diffuse latents, go on with the refiner, decode
   from a picture       the same, begun on its latents
   in two passes        ..., resize, encode, diffuse again, decode
   with a mask          ..., paste
-DALL-E               draw codes row by row, decode
+cascade              diffuse pixels, four times larger beside the small ones, x4 upscaler
+  with a mask          ..., paste
+x4 upscaler          one stage: diffuse latents beside a small picture, noised a little, and decode
+Karlo                diffuse an embedding and unscale it, diffuse pixels told of it, super-resolution
+SD 2.1 unCLIP        the same embedding, then one stage: Stable Diffusion told of it
+  of a picture         both without the embedding's stages: CLIP has seen it
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +31,22 @@ from limner.diffusion.samplers import Sampler, Step
 from limner.util.rng import NoiseSource
 
 Change = Callable[[Tensor], Tensor]  # b c h w -> b d H W, each picture by itself
+
+
+class Tag(IntEnum):
+    """What noise is drawn for. No two uses in one plan share a tag: none repeats the numbers of another."""
+
+    FIRST = 0  # pictures of a seed are known by it: never changed
+    REFINER = 1  # goes on after FIRST
+    SECOND = 2  # a second pass
+    SECOND_REFINER = 3  # after SECOND
+    X4 = 5  # the x4 upscaler's latents
+    X4_WORN = 6  # the small picture that it is given
+    SUPER_RES = 7  # Karlo's
+    CODES = 8  # of pictures that are drawn token by token
+    PRIOR = 9  # embeddings of pictures
+    EMBEDDING_WORN = 10  # an embedding made vague
+    LARGER = 16  # twice n more: stage n of a cascade; and one more: the small picture that it is given
 
 
 @runtime_checkable
@@ -55,7 +79,7 @@ class DiffusionStage:
     device: torch.device
     begin: Float[Tensor, "#b c h w"] | None = None  # start from this, noised; None: from the stage before
     midway: bool = False  # go on with what the stage before left on the path, and noise nothing
-    tag: int = 0  # of the sampler's noise; another one for each stage of a plan
+    tag: int = Tag.FIRST  # of all its noise; another one for each stage of a plan
     preview: Change | None = None  # x0 as pixels; None: it is pixels
     name: str = "diffusion"
 
@@ -66,7 +90,7 @@ class DiffusionStage:
     def run(self, x: Float[Tensor, "b c h w"] | None, noise: NoiseSource) -> Iterator[Step]:
         start = x
         if not self.midway:
-            start = noise.initial(self.shape).to(self.device)
+            start = noise.initial(self.shape, self.tag).to(self.device)
             x0 = x if self.begin is None else self.begin
             if x0 is not None:  # x_t = alpha x0 + sigma eps
                 start = float(self.grid.alpha[0]) * x0.to(start) + float(self.grid.sigma[0]) * start

@@ -18,18 +18,17 @@ from limner.diffusion import grids, guidance, predictions
 from limner.diffusion.grids import Grid
 from limner.diffusion.predictions import Denoise, Uncertain
 from limner.diffusion.samplers import SAMPLERS
-from limner.errors import RequestError
-from limner.families.base import Defaults, Order, Plan
+from limner.families.base import Defaults, Order, Plan, refuse, unheard
 from limner.families.embedder import Embedder, Embedding, Sampling, Words, at_ends
+from limner.families.once import no_networks
 from limner.families.shelf import Shelf
-from limner.families.stages import DiffusionStage, Stage
+from limner.families.stages import DiffusionStage, Stage, Tag
 from limner.families.told import ToldStage
 from limner.models.pixel_unet import PixelUNet
-from limner.text.prompt import parse
 from limner.util.rng import NoiseSource
 
 SUPER_RES_STEPS = 7  # the last of them by a network of its own
-MEANT = ("vary", "blend", "blend_at", "grid", "clip_skip", "emphasis")  # wishes that Karlo can meet
+MEETS = frozenset({"vary", "blend", "blend_at", "grid", "clip_skip", "emphasis"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -49,16 +48,19 @@ class Karlo:
 
     def plan(self, order: Order) -> Plan:
         """The stages of an order. Raises RequestError for what this model cannot do."""
-        if order.style is not None:
-            raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
-        if beyond := [name for name in order.beyond() if name not in MEANT]:
-            raise RequestError(f"Karlo has no {', '.join(beyond)}; leave that out or take another model")
+        refuse(order, MEETS, model="Karlo")
         order = at_ends(order)
         wanted = self.embedder.wanted(order)
-        said, away = (self.embedder.words(text, order) for text in (order.prompt, order.negative_prompt))
-        warnings = _warnings(order, said)
+        texts = {"prompt": order.prompt, "negative prompt": order.negative_prompt}
         if order.blend is not None:
-            other = self.embedder.words(order.blend if isinstance(order.blend, str) else "", order)
+            texts["other text"] = order.blend if isinstance(order.blend, str) else ""
+        said, away, *others = (self.embedder.words(name, text, order) for name, text in texts.items())
+        warnings = tuple(told for name, text in texts.items() for told in no_networks(name, text))
+        if order.guidance == 1 and wanted.words is None:  # a prior is guided always
+            warnings += unheard(order)
+        else:
+            warnings += away.warnings
+        for other in others:
             said = said.towards(other, order.blend_at)
         grid = self.decoder.grid(order.steps)
         if order.grid is not None:
@@ -74,7 +76,9 @@ class Karlo:
             told(lay=decoded, given=wanted.given, steps=grid.steps, name="decoder"),
             told(lay=self._enlarged, steps=SUPER_RES_STEPS, name="super-resolution"),
         )
-        return Plan(stages=stages, notices=(*self.notices, *self._notices(order)), warnings=warnings)
+        return Plan(
+            stages=stages, notices=(*self.notices, *self._notices(order)), warnings=said.warnings + warnings
+        )
 
     def _stage(self, denoise: Denoise, grid: Grid, sampler: str, which: int) -> DiffusionStage:
         """Diffusion of pictures with one of the two sides."""
@@ -84,7 +88,7 @@ class Karlo:
             sampler=SAMPLERS[sampler],
             shape=(3, self.sides[which], self.sides[which]),
             device=self.device,
-            tag=which,
+            tag=Tag.SUPER_RES if which else Tag.FIRST,
         )
 
     def _denoise(self, pictures: Embedding, said: Words, away: Words, scale: float) -> Uncertain:
@@ -142,14 +146,3 @@ class Karlo:
         if order.size == (side, side):
             return ()
         return (f"this model draws {side}x{side}; resized to {order.size[1]}x{order.size[0]}",)
-
-
-def _warnings(order: Order, said: Words) -> tuple[str, ...]:
-    """What of a prompt is not heard."""
-    prompt = parse(order.prompt, compose=False)
-    warnings = [f"{network} was left out: this model has no such networks" for network in prompt.networks]
-    if len(prompt.changes(order.steps)) > 1:
-        warnings.append("the prompt changes on the way; it was read as at the first step throughout")
-    if said.left_out:
-        warnings.append(f"the prompt is too long: its last {said.left_out} tokens were left out")
-    return tuple(warnings)

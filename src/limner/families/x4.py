@@ -20,20 +20,19 @@ from limner.diffusion.paths import VPPath
 from limner.diffusion.predictions import Denoise
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError
-from limner.families.base import Defaults, Order, Plan
+from limner.families.base import Defaults, Order, Plan, guided, refuse, unheard
 from limner.families.conditions import Encoder
 from limner.families.flow import Canvas
+from limner.families.once import heard_once, texts_of
 from limner.families.shelf import Shelf
-from limner.families.stages import DiffusionStage, Stage, one_by_one
+from limner.families.stages import DiffusionStage, Stage, Tag, one_by_one
 from limner.families.told import ToldStage, noised
 from limner.models.unet import UNet
-from limner.text.prompt import parse
 from limner.util.rng import NoiseSource
 
 FACTOR = 4  # larger than the small picture
 ALONE = 20  # noise level of a small picture that was given
-TAG, NOISING_TAG = 5, 6  # of noise
-MEETS = frozenset({"image", "strength", "clip_skip", "emphasis", "rescale", "grid"})
+MEETS = frozenset({"image", "clip_skip", "emphasis", "rescale", "grid"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,10 +53,7 @@ class X4:
     def plan(self, order: Order) -> Plan:
         """The stages of an order, whose picture is shrunk to a quarter of its size and drawn again at all of
         it. Raises RequestError for what this model cannot do, above all where there is no picture."""
-        if order.style is not None:
-            raise RequestError(f"this model has no named styles; write {order.style!r} in the prompt instead")
-        if beyond := [name for name in order.beyond() if name not in MEETS]:
-            raise RequestError(f"the upscaler has no {', '.join(beyond)}; leave that out")
+        refuse(order, MEETS, model="the upscaler")
         if order.image is None:
             raise RequestError(
                 "the upscaler makes a picture larger: give one as image, or use `limner upscale`"
@@ -67,26 +63,29 @@ class X4:
         notices = list(self.notices)
         if (drawn := (FACTOR * size[0], FACTOR * size[1])) != order.size:
             notices.append(f"drawn at {drawn[1]}x{drawn[0]}: sides are multiples of {FACTOR}")
-        return Plan(stages=(self.stage(order, size, ALONE, small),), notices=tuple(notices), warnings=())
+        warnings = () if guided(order) else unheard(order)
+        for name, text in texts_of(order):
+            warnings += heard_once(name, text, order.steps)[1]
+        return Plan(
+            stages=(self.stage(order, size, ALONE, small),), notices=tuple(notices), warnings=warnings
+        )
 
     def stage(
         self, order: Order, size: tuple[int, int], level: int, small: Float[Tensor, "1 3 h w"] | None = None
     ) -> ToldStage:
         """From small pictures of `size`, noised at `level`, to large ones; None: of the stage before. Texts
         are read now."""
-        if order.guidance < 1:
-            raise RequestError(f"guidance of this model is 1 or more, got {order.guidance:g}")
+        guided(order)
         if order.grid in (None, "leading"):
             grid = grids.leading(self.path, order.steps, offset=1)
         else:
             grid = grids.named(str(order.grid), self.path, order.steps)
-        lines = [parse(text, compose=False).at(0, 1)[0] for text in (order.prompt, order.negative_prompt)]
-        heard = lines if order.guidance != 1 else lines[:1]
-        texts = self.encoder.encode_all(heard, skip=order.clip_skip, emphasis=order.emphasis)
-        rows = [text.context for text in texts]
+        lines = [heard_once(name, text, order.steps)[0] for name, text in texts_of(order)]
+        encoded = self.encoder.encode_all(lines, skip=order.clip_skip, emphasis=order.emphasis)
+        rows = [line.context for line in encoded]
 
         def lay(pictures: Tensor, noise: NoiseSource) -> tuple[Stage, ...]:
-            worn = noised(pictures, self.noising, level, noise, NOISING_TAG)
+            worn = noised(pictures, self.noising, level, noise, Tag.X4_WORN)
             denoise = self.denoise(rows, worn, level, order.guidance, order.rescale)
             diffusion = DiffusionStage(
                 denoise=one_by_one(denoise) if self.device.type == "cpu" else denoise,
@@ -94,7 +93,7 @@ class X4:
                 sampler=SAMPLERS[order.sampler],
                 shape=(self.canvas.config.latents, *size),
                 device=self.device,
-                tag=TAG,
+                tag=Tag.X4,
             )
             return (diffusion, self.canvas.decoder)
 

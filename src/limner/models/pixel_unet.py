@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.nn.attention import attention
@@ -50,7 +50,7 @@ class PixelUNetConfig:
     time: int = 1280  # width of the embedded timestep
     modulated: bool = True  # the timestep scales and shifts; False: it is added before the norm
     activation: Literal["silu", "gelu"] = "silu"
-    scale: float = 1.0  # of the sum of a block's input and its result
+    divisor: float = 1.0  # of the sum of a block's input and its result; the published ones are 1.414
     groups: int = 32  # of the normalisations of pictures
 
     def __post_init__(self) -> None:
@@ -80,7 +80,6 @@ class Text:
 
     keys_values: tuple[KeysValues, ...]  # for every attention, in the order in which they are asked
     pooled: Float[Tensor, "b t"] | None
-    mask: Bool[Tensor, "b m"] | None
 
     def repeated(self, times: int) -> "Text":
         """Each row for `times` pictures."""
@@ -91,12 +90,11 @@ class Text:
         return Text(
             tuple((many(k), many(v)) for k, v in self.keys_values),
             None if self.pooled is None else many(self.pooled),
-            None if self.mask is None else many(self.mask),
         )
 
 
 class Residual(nn.Module):
-    """(x + conv(act(norm(conv(act(norm(x)))) (1 + scale) + shift))) * config.scale, b i h w -> b o H W.
+    """(x + conv(act(norm(conv(act(norm(x)))) (1 + scale) + shift))) / config.divisor, b i h w -> b o H W.
 
     "up" doubles and "down" halves the sides of x and of what is inside. `time` is the embedded timestep,
     activated already, since all blocks share it.
@@ -129,7 +127,7 @@ class Residual(nn.Module):
             inner = self.norm2(inner + told)
         inner = self.conv2(activated(inner, self.config))
         total: Tensor = self.skip(self._resampled(x)) + inner
-        return total if self.config.scale == 1 else total * self.config.scale
+        return total if self.config.divisor == 1 else total / self.config.divisor
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "up":
@@ -155,17 +153,13 @@ class Attention(nn.Module):
         normed = rearrange(self.text_norm(rearrange(context, "b m d -> b d m")), "b d m -> b m d")
         return self._by_head(self.text_k(normed)), self._by_head(self.text_v(normed))
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], text: KeysValues, mask: Bool[Tensor, "b m"] | None
-    ) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], text: KeysValues) -> Float[Tensor, "b c h w"]:
         rows = rearrange(self.norm(x), "b c h w -> b (h w) c")
         keys, values = text
         if self.k is not None and self.v is not None:
             keys = torch.cat([keys, self._by_head(self.k(rows))], 2)
             values = torch.cat([values, self._by_head(self.v(rows))], 2)
-        if mask is not None:
-            mask = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)
-        seen = self.out(attention(self._by_head(self.q(rows)), keys, values, mask=mask))
+        seen = self.out(attention(self._by_head(self.q(rows)), keys, values))
         return torch.add(x, rearrange(seen, "b (h w) c -> b c h w", h=x.shape[2]))
 
     def _by_head(self, rows: Tensor) -> Tensor:
@@ -205,11 +199,9 @@ class Block(nn.Module):
         self.resnet = Residual(inputs, outputs, config)
         self.attention = Attention(outputs, config) if looks else None
 
-    def forward(
-        self, x: Tensor, time: Tensor, text: Iterator[KeysValues], mask: Tensor | None
-    ) -> Float[Tensor, "b o h w"]:
+    def forward(self, x: Tensor, time: Tensor, text: Iterator[KeysValues]) -> Float[Tensor, "b o h w"]:
         x = self.resnet(x, time)
-        return x if self.attention is None else self.attention(x, next(text), mask)
+        return x if self.attention is None else self.attention(x, next(text))
 
 
 class Level(nn.Module):
@@ -225,13 +217,12 @@ class Level(nn.Module):
         x: Tensor,
         time: Tensor,
         text: Iterator[KeysValues],
-        mask: Tensor | None,
         beside: list[Tensor] | None = None,
     ) -> list[Float[Tensor, "b _ _ _"]]:
         """The result of each of them. On the way up a block takes what was kept from the end of `beside`."""
         results = []
         for block in self.blocks:
-            x = block(x if beside is None else torch.cat([x, beside.pop()], 1), time, text, mask)
+            x = block(x if beside is None else torch.cat([x, beside.pop()], 1), time, text)
             results.append(x)
         return results if self.resample is None else [*results, self.resample(x, time)]
 
@@ -270,16 +261,12 @@ class PixelUNet(nn.Module):
         self.norm = nn.GroupNorm(config.groups, first)
         self.last = nn.Conv2d(first, config.outputs, 3, padding=1)
 
-    def read(
-        self,
-        context: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"] | None = None,  # False where nobody shall look; None: all is looked at
-    ) -> Text:
-        """What it makes of a text; the same for all steps. Attention that pools hears masked tokens, too."""
+    def read(self, context: Float[Tensor, "b n d"]) -> Text:
+        """What it makes of a text; the same for all steps. All of its rows are looked at."""
         projected = self.project(context)
         blocks = (module for module in self.modules() if isinstance(module, Attention))
         pooled = None if self.pool is None else self.pool(context)
-        return Text(tuple(block.read(projected) for block in blocks), pooled, mask)
+        return Text(tuple(block.read(projected) for block in blocks), pooled)
 
     def forward(
         self,
@@ -311,15 +298,14 @@ class PixelUNet(nn.Module):
             time = time + text.pooled
         time = activated(time if added is None else time + added, self.config)
         keys_values = iter(() if text is None else text.keys_values)
-        mask = None if text is None else text.mask
         kept = [channels_last(self.first(x))]
         for stage in self.down:
-            kept += stage(kept[-1], time, keys_values, mask)
+            kept += stage(kept[-1], time, keys_values)
         x = kept[-1]
         for block in self.middle:
-            x = block(x, time, keys_values, mask)
+            x = block(x, time, keys_values)
         for stage in self.up:
-            x = stage(x, time, keys_values, mask, kept)[-1]
+            x = stage(x, time, keys_values, kept)[-1]
         prediction: Tensor = self.last(activated(self.norm(x), self.config))
         return prediction
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from limner.errors import EngineError, RequestError, WeightsError
 from limner.families import mini
-from limner.families.base import TYPES
+from limner.families.base import TYPES, Wishes
+from limner.families.once import heard_once
 from limner.families.x4 import FACTOR, X4
 from limner.models.gan_upscaler import Compact, RRDBNet
 from limner.models.upscaler import Upscaler, UpscalerConfig
@@ -58,29 +59,37 @@ class Enlarger:
     name: str  # without its folder
     factor: int  # how many times larger
     run: Callable[[Image.Image], Image.Image]  # RGB to RGB
+    warnings: tuple[str, ...] = ()  # what was asked for and will not be in the pictures
 
 
 def load(
     model: str | Path = "mini",
     *,
     device: str = "auto",
-    dtype: str | None = None,  # one of TYPES; None: float32
+    dtype: str | None = None,  # one of TYPES; None: float32, and for the x4 family as `Wishes` has it
     prompt: str = "",  # what the picture shows, for upscalers of the x4 family
-    tile: int = TILE,  # side, in pixels; 64 at least
+    tile: int | None = None,  # side, in pixels; 64 at least; None: TILE, or for the x4 family all at once
 ) -> Enlarger:
     """An upscaler ready to work.
 
     `model` is "mini" for the built-in one, a file of a GAN upscaler or of an [upscale] run, a folder with
     such a run's upscaler.safetensors, a folder or hub id of the x4 family, or "x4" for the published one.
-    Raises RequestError when there is none of that name, and WeightsError when it is something else.
+    Raises RequestError when there is none of that name and for a wish that it cannot meet, and WeightsError
+    when it is something else.
     """
     name, path = str(model), Path(mini.FAMILY.folder or "") if model == "mini" else Path(model)
     if dtype is not None and dtype not in TYPES:
         raise RequestError(f'there is no type "{dtype}"{suggestion(dtype, TYPES)}')
-    if tile < 64:
+    if tile is not None and tile < 64:
         raise RequestError(f"a tile is 64 pixels wide at least, got {tile}")
-    if name == "x4" or hub.is_id(name) or (path / INDEX).is_file():
-        return _drawn(PUBLISHED if name == "x4" else name, device, prompt)
+    if draws(model):
+        if tile is not None:
+            raise RequestError("the x4 family draws whole pictures, and knows no tile; leave it out")
+        return _drawn(PUBLISHED if name == "x4" else name, device, dtype, prompt)
+    if prompt:
+        raise RequestError(
+            f"{name} looks at the picture alone, and knows no prompt; leave it out, or take x4"
+        )
     path = path / mini.UPSCALER if path.is_dir() else path
     if not path.is_file():
         raise RequestError(f'there is no upscaler "{name}"{suggestion(name, ["mini", "x4"])}')
@@ -98,12 +107,17 @@ def load(
             raise WeightsError(f"{path} is {found.title}, and no upscaler")
         network, factor = gan, gan.config.factor
         fold, radius = gan.config.fold, gan.config.radius
-    pieces = partial(in_tiles, network, factor=factor, fold=fold, radius=radius, tile=tile)
+    pieces = partial(in_tiles, network, factor=factor, fold=fold, radius=radius, tile=tile or TILE)
 
     def run(image: Image.Image) -> Image.Image:
         return images_from_pixels(pieces(pixels_from_images([image]).to(at, kind)))[0]
 
     return Enlarger(name=name if name == "mini" else path.stem, factor=factor, run=run)
+
+
+def draws(model: str | Path) -> bool:
+    """Whether an upscaler is of the x4 family, as far as its name says: these hear a prompt."""
+    return model == "x4" or hub.is_id(str(model)) or (Path(model) / INDEX).is_file()
 
 
 @torch.inference_mode()
@@ -156,7 +170,10 @@ def enlarge(image: Image.Image, upscaler: Enlarger, scale: float | None = None) 
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        raise EngineError(f"memory ran out at {larger.width}x{larger.height}; take smaller tiles") from None
+        raise EngineError(
+            f"memory ran out at {larger.width}x{larger.height}; take smaller tiles or, with the x4 family, "
+            "smaller pictures"
+        ) from None
     if larger.size != size:
         larger = larger.resize(size, Image.Resampling.LANCZOS)
     if image.mode == "RGBA":
@@ -228,9 +245,9 @@ def _clean(network: Upscaler, pixels: Tensor) -> Tensor:
     return torch.as_tensor(network(pixels, pixels.new_zeros(len(pixels))))
 
 
-def _drawn(model: str, device: str, prompt: str) -> Enlarger:
+def _drawn(model: str, device: str, dtype: str | None, prompt: str) -> Enlarger:
     """A pipeline that draws a picture again, four times larger."""
-    pipeline = load_pipeline(model, device=device)
+    pipeline = load_pipeline(model, device=device, wishes=Wishes(dtype=dtype))
     upscaler = pipeline.model
     if not isinstance(upscaler, X4):
         raise WeightsError(f"{model} is a model to draw with, and no upscaler")
@@ -247,4 +264,5 @@ def _drawn(model: str, device: str, prompt: str) -> Enlarger:
         assert x is not None  # a plan has stages
         return images_from_pixels(x)[0]
 
-    return Enlarger(name=Path(model).name, factor=FACTOR, run=run)
+    warnings = heard_once("prompt", prompt, upscaler.defaults.steps)[1]
+    return Enlarger(name=Path(model).name, factor=FACTOR, run=run, warnings=warnings)

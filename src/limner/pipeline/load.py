@@ -1,11 +1,14 @@
 """From a name, a file or a folder to a pipeline that draws."""
 
+from dataclasses import fields
 from os.path import exists
 from pathlib import Path
 
+import torch
+
 from limner.errors import RequestError, WeightsError
-from limner.families import FAMILIES
-from limner.families.base import Wishes
+from limner.families import FAMILIES, HEARS
+from limner.families.base import Family, Wishes
 from limner.pipeline.run import Pipeline
 from limner.util.devices import pick_device
 from limner.util.suggest import suggestion
@@ -23,13 +26,14 @@ def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = W
         wishes: types, variants, and folders of LoRAs and learned words, for published models.
 
     Raises:
-        RequestError: no such model. WeightsError: its files do not fit. ConfigError: no such device.
+        RequestError: no such model, or a wish that its family does not know. WeightsError: its files do not
+        fit. ConfigError: no such device.
     """
     at = pick_device(device)
     name = str(model)
     built_in = FAMILIES[name].folder if name in FAMILIES else None
     if built_in is not None:
-        return Pipeline(FAMILIES[name].load(built_in, at, wishes), name)
+        return _loaded(FAMILIES[name], built_in, at, wishes, name)
     path = hub.fetch(name, wishes.variant) if hub.is_id(name) else Path(model)
     if not exists(path):  # noqa: PTH110  # that of Path fails where a name is too long for a path
         offered = [family for family in FAMILIES if FAMILIES[family].folder]
@@ -45,6 +49,13 @@ def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = W
     if family is None:
         found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant)
         family = FAMILIES[found.model.family]
-    if wishes.then and family.name != "cascade":
-        raise RequestError(f"{name} is no cascade: there is nothing that --then could follow")
+    return _loaded(family, path, at, wishes, name)
+
+
+def _loaded(family: Family, path: Path, at: torch.device, wishes: Wishes, name: str) -> Pipeline:
+    asked = (field.name for field in fields(wishes) if getattr(wishes, field.name) != field.default)
+    if unheard := [wish for wish in asked if wish not in HEARS[family.name]]:
+        raise RequestError(
+            f"{name} is of the family {family.name}, which knows no {', '.join(unheard)}; leave it out"
+        )
     return Pipeline(family.load(path, at, wishes), name)

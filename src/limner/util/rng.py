@@ -43,13 +43,16 @@ class NoiseSource:
             raise RequestError("no seeds: give one for each picture")
         self.seeds = tuple(seeds)
 
-    def initial(self, shape: tuple[int, ...]) -> Float[Tensor, "b *shape"]:
-        """The noise that pictures of `shape` (without the batch) start from; the same at every call.
+    def initial(self, shape: tuple[int, ...], tag: int = 0) -> Float[Tensor, "b *shape"]:
+        """The noise that pictures of `shape` (without the batch) start from; the same at every call, and
+        another one for every `tag`: the stages of a picture are not to begin alike.
 
         A seed below 2**32 starts as `torch.Generator().manual_seed(seed)` does, so seeds found with other
         tools keep their meaning. torch's CPU engine reads only 32 bits of a seed, so larger ones are mixed
         first.
         """
+        if tag:
+            return self._draw(shape, [mix(seed, tag) for seed in self.seeds])
         return self._draw(shape, [seed if seed < 2**32 else mix(seed) for seed in self.seeds])
 
     def step(self, index: int, shape: tuple[int, ...], tag: int = 0) -> Float[Tensor, "b *shape"]:

@@ -15,10 +15,10 @@ SHIPPED = Path(__file__).with_name("detector") / "detector.safetensors"  # packa
 
 
 def shipped() -> Path:
-    """The detector that comes with the package. Raises WeightsError where there is none, as yet."""
+    """The detector that comes with the package. Raises WeightsError where the installation lacks it."""
     if not SHIPPED.is_file():
         raise WeightsError(
-            f"no detector comes with this version of Limner (there is no {SHIPPED}); train one with "
+            f"the detector of the package is not there ({SHIPPED}); install Limner again, or train one with "
             "`limner train configs/detector.toml` and name its weights by --detector"
         )
     return SHIPPED

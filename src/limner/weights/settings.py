@@ -108,8 +108,8 @@ def pixel_unet_settings(config: PixelUNetConfig) -> dict[str, object]:
         settings |= {"encoder_hid_dim": config.text, "encoder_hid_dim_type": "text_proj"}
     if config.pool_heads:
         settings |= {"addition_embed_type": "text", "addition_embed_type_num_heads": config.pool_heads}
-    if config.scale != 1:
-        told = {"resnet_out_scale_factor": 1 / config.scale, "mid_block_scale_factor": 1 / config.scale}
+    if config.divisor != 1:
+        told = {"resnet_out_scale_factor": config.divisor, "mid_block_scale_factor": config.divisor}
         settings |= told | {"resnet_skip_time_act": True, "time_embedding_act_fn": config.activation}
     return settings
 
@@ -134,7 +134,7 @@ def pixel_unet_config(settings: Mapping[str, Any]) -> PixelUNetConfig:
         time=settings.get("time_embedding_dim") or 4 * channels[0],
         modulated=settings["resnet_time_scale_shift"] == "scale_shift",
         activation="gelu" if settings["act_fn"] == "gelu" else "silu",
-        scale=round(1 / settings.get("resnet_out_scale_factor", 1.0), 6),
+        divisor=settings.get("resnet_out_scale_factor", 1.0),
         groups=settings["norm_num_groups"],
     )
 
