@@ -5,6 +5,7 @@ itself carries no such decorator, since checking at run time makes torch.compile
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any, ClassVar
 import pytest
 from jaxtyping import install_import_hook
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads would get into their way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("limner", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is none, and those marked `huge` unless `-m` names them."""
-    if "huge" not in config.getoption("markexpr"):
-        for item in items:
-            if item.get_closest_marker("huge"):
-                item.add_marker(pytest.mark.skip(reason="run by hand, with -m huge"))
+    """Skip the tests marked `gpu` where there is none, those marked `slow` or `huge` unless `-m` names them."""
+    for mark in ("slow", "huge"):
+        if mark not in config.getoption("markexpr"):
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(pytest.mark.skip(reason=f"run by hand, with -m {mark}"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -345,12 +346,13 @@ def test_train_runs_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, closed = _fake_training(stop=True)  # type: ignore[misc]
     monkeypatch.setattr(loop, "fit", fit)
-    done = run("train", ROOT / "configs" / "mini.toml", "--out", tmp_path)
+    out, config = tmp_path / "a [b] run", ROOT / "configs" / "mini.toml"
+    setting = ("--set", "loop.images=100", "--set", "loop.device='cpu'", "--set", "name='a [/b]'")
+    done = run("train", config, "--out", out, *setting)
     assert done.exit_code == 130
-    told = " ".join(done.stderr.split())
-    assert "Stopped after 50 pictures. Go on with: limner train" in told
-    assert told.replace(" ", "").endswith(f"--out{tmp_path}--resume")
-    assert closed == [tmp_path]
+    _, _, told = done.stderr.partition("Stopped after 50 pictures. Go on with: ")
+    assert shlex.split(told) == ["limner", "train", str(config), *setting, "--out", str(out), "--resume"]
+    assert closed == [out]
 
 
 def test_world_prepare_calls_the_artist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

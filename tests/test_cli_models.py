@@ -200,7 +200,7 @@ def test_emphasis_and_json(typed: Typed, made: Path, tmp_path: Path) -> None:
         (("--model", "MADE/vae.safetensors"), "is no model that Limner knows"),
         (("--image", "MADE/nowhere.png"), "there is no picture"),
         (("--image", "MADE/text.png"), "is not a whole picture"),
-        (("--image", "MADE/empty"), "is not a whole picture"),
+        (("--image", "MADE/empty"), "empty is a folder"),
         (("--image", "MADE/a.png", "--strength", "0"), "strength is a number"),
         (("--image", "MADE/a.png", "--strength", "nan"), "strength is a number"),
         (("--image", "MADE/a.png", "--strength", "0.1"), "leaves none to draw"),
@@ -302,7 +302,8 @@ def test_inspect(typed: Typed, made: Path) -> None:
         ("empty", "there are: no files"),
         ("bad.ckpt", "is a pickle"),
         ("cut.safetensors", "not a whole safetensors file"),
-        ("text.png", "not a whole safetensors file"),
+        ("text.png", "is no safetensors file"),
+        ("a.png", "is no safetensors file"),
         ("bad-words/odd.safetensors", "resembles"),
     ],
 )

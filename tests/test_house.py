@@ -123,7 +123,7 @@ def test_readme_has_exactly_the_two_commands() -> None:
     prompt = "two red apples to the left of a cat on a blue background"
     commands = [
         f'pip install -c constraints.txt . && limner imagine "{prompt}"',
-        'pip install -c constraints.txt -e ".[dev]" && pytest',
+        'pip install -c constraints.txt -e ".[dev]" && pytest -n auto',
     ]
     assert [line.strip() for line in text.splitlines() if " && " in line] == commands
 

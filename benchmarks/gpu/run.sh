@@ -90,7 +90,7 @@ train() { # train STAGE CONFIG SHARE-OF-SECONDS [KEY=VALUE ...]
     [ "$(left)" -gt 60 ] || over "$stage"
     say "$stage: $images pictures"
     for setting in "${settings[@]}" "loop.images=$images"; do sets+=(--set "$setting"); done
-    [ ! -e "$state/$stage/weights.safetensors" ] && [ ! -e "$state/$stage/checkpoint.safetensors" ] ||
+    [ ! -e "$state/$stage/weights.safetensors" ] && [ ! -e "$state/$stage/checkpoints" ] ||
         sets+=(--resume)
     # SIGINT is Ctrl-C: the loop saves its checkpoint and stops
     timeout --signal=INT --kill-after=25 $(($(left) - 30)) "${limner[@]}" train "$config" \

@@ -22,6 +22,7 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upsca
 from diffusers.schedulers import scheduling_ddpm
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image
 from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig as TheirTextConfig
@@ -36,10 +37,13 @@ from limner.families.stages import Tag
 from limner.families.x4 import X4
 from limner.models import clip, kl_vae, pixel_unet, t5, unet
 from limner.pipeline.load import load as load_pipeline
+from limner.pipeline.picture import Picture
+from limner.pipeline.request import Request
+from limner.pipeline.run import Pipeline
 from limner.text.prompt import parse
 from limner.text.t5_tokenizer import T5Tokenizer
 from limner.util.rng import NoiseSource
-from limner.weights import parts_cascade
+from limner.weights import parts, parts_cascade, parts_flux, parts_sd3, parts_unclip
 from limner.weights.parts import text_part, unet_part, vae_part
 
 pytestmark = [
@@ -395,6 +399,15 @@ def test_the_wishes_that_are_read_are_those_that_are_declared(root: Path, wishes
     assert wishes_read(lambda wishes: cascade_files.load_x4(root / "III", CPU, wishes, TINY)) == HEARS["x4"]
 
 
+def test_the_upscaler_by_itself_makes_a_picture_four_times_larger(root: Path) -> None:
+    pipeline = Pipeline(cascade_files.load_x4(root / "III", CPU, Wishes(dtype="float32"), TINY), "x4")
+    small = Picture(Image.new("RGB", (24, 16)))
+    assert pipeline.resolve(Request(prompt="a fox", image=small)).size == (64, 96)
+    assert pipeline.resolve(Request(prompt="a fox", image=small, size=(32, 32))).size == (32, 32)
+    done = pipeline.draw(Request(prompt="a fox", image=small, count=1, steps=2))
+    assert done.images[0].size == (96, 64)
+
+
 def test_learned_words_that_no_stage_hears_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="this cascade has none"):
         cascade_files.load(root / "I", CPU, Wishes(embeddings=tmp_path), TINY)
@@ -456,3 +469,18 @@ def test_pictures_may_be_drawn_together(root: Path) -> None:
         x, worn = draw(2, channels, SIDE, SIDE, seed=1), draw(2, 3, SIDE, SIDE, seed=2)
         each = [denoise(worn[i : i + 1])(x[i : i + 1], t[i : i + 1]) for i in range(2)]
         assert torch.allclose(denoise(worn)(x, t), torch.cat(each), atol=1e-4)
+
+
+def test_what_follows_a_first_stage_enlarges(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is put there is told by its title: other families, and Stable Diffusion itself."""
+    found = cascade_files.detect.identify
+    for model in (parts_flux.FLUX_DEV, parts_sd3.SD3_MEDIUM, parts_unclip.KARLO, parts.SD21):
+
+        def named(path: Path, model: parts.Model = model, **said: Any) -> Any:
+            return replace(found(path, **said), model=model) if path.name == "II" else found(path, **said)
+
+        monkeypatch.setattr(cascade_files.detect, "identify", named)
+        with pytest.raises(WeightsError, match=f"II is {model.title}; a stage that enlarges was looked for"):
+            load(root / "I", root / "II")
+    with pytest.raises(RequestError, match="then is the folder or hub id of a stage that enlarges, got not"):
+        cascade_files.load(root / "I", CPU, Wishes(then=("",)), TINY)

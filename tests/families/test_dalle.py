@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from limner.cli import app
-from limner.errors import RequestError, WeightsError
+from limner.errors import EngineError, RequestError, WeightsError
 from limner.families import FAMILIES, dalle_files
 from limner.families.base import Order
 from limner.families.dalle import AutoregressiveStage, DallE
@@ -223,6 +224,36 @@ def test_words_and_wishes_are_accounted_for(pipe: Pipeline) -> None:
     told = " ".join(result.warnings)
     for said in ("zebra", "glossy", "the negative prompt is too long: its last"):
         assert said in told
+
+
+def test_a_sampler_that_was_asked_for_is_answered(pipe: Pipeline) -> None:
+    for sampler in ("euler", "heun"):  # the one that files of it name, too
+        told = pipe.draw(Request(prompt="a cat", seed=1, count=1, sampler=sampler)).notices
+        assert told == ("sampler was left out: this model draws token by token",)
+    assert pipe.draw(Request(prompt="a cat", seed=1, count=1)).notices == ()
+
+
+def test_values_that_are_not_finite_are_told(model: DallE) -> None:
+    def broken(network: nn.Module) -> nn.Module:
+        copy = deepcopy(network)
+        for parameter in copy.parameters():
+            parameter.fill_(torch.nan)
+        return copy
+
+    assert model.judge is not None
+    judge = replace(model.judge, network=broken(model.judge.network))  # type: ignore[arg-type]
+    for part, change, rerank in (
+        ("the logits of code 1 hold values that are not finite", {"prior": broken(model.prior)}, 1),
+        (
+            "after the decoder, 1 of 1 pictures hold values that are not finite",
+            {"vqvae": broken(model.vqvae)},
+            1,
+        ),
+        (r"the ranking gives values that are not finite.*clip\.safetensors", {"judge": judge}, 2),
+    ):
+        pipe = Pipeline(replace(model, **change), "broken")  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match=part):
+            pipe.draw(Request(prompt="a cat", seed=1, count=1, rerank=rerank))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from limner.errors import RequestError, WeightsError
-from limner.families import FAMILIES, mini
+from limner.families import FAMILIES, mini, mini_files
 from limner.families.base import Order
+from limner.families.drawn import smaller
 from limner.families.mini import Mini
+from limner.families.mini_stages import rows
+from limner.families.stages import DiffusionStage, resize
+from limner.util.rng import NoiseSource
 from limner.weights.files import save
 from limner.weights.header import read_metadata
 
@@ -29,7 +33,7 @@ ORDER = Order(
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Mini:
-    return mini.load(tiny, torch.device("cpu"))
+    return mini_files.load(tiny, torch.device("cpu"))
 
 
 def test_the_family_is_listed_under_its_name() -> None:
@@ -134,7 +138,7 @@ def test_other_squares_are_reported(model: Mini) -> None:
 
 def test_empty_negative_is_the_empty_caption(model: Mini) -> None:
     text = model.encode(model.read("a cat"), model.read(""))
-    assert text.mask.tolist() == [[True, True, True, True], [True, True, False, False]]
+    assert text.mask.sum(1).tolist() == [4, 2]
     tokens = torch.tensor([model.tokenizer.encode((), 4)[0]])
     context, pooled = model.base.encode(tokens, tokens != model.tokenizer.pad)
     assert torch.allclose(text.pooled[1:], pooled, atol=1e-6)
@@ -143,8 +147,6 @@ def test_empty_negative_is_the_empty_caption(model: Mini) -> None:
 
 def test_every_wish_changes_the_picture(model: Mini) -> None:
     def draw(order: Order) -> torch.Tensor:
-        from limner.util.rng import NoiseSource
-
         first, _ = model.plan(order).stages
         return list(first.run(None, NoiseSource([1])))[-1].x
 
@@ -164,14 +166,14 @@ def test_every_wish_changes_the_picture(model: Mini) -> None:
 def test_a_folder_without_one_of_the_files(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "base.safetensors", tmp_path)
     with pytest.raises(WeightsError, match=r"has no upscaler\.safetensors\. A model folder holds"):
-        mini.load(tmp_path, torch.device("cpu"))
+        mini_files.load(tmp_path, torch.device("cpu"))
 
 
 def test_files_in_each_others_place(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "base.safetensors", tmp_path / "upscaler.safetensors")
     shutil.copy(tiny / "base.safetensors", tmp_path / "base.safetensors")
     with pytest.raises(WeightsError, match="holds the network PixelDiT; here a Upscaler is needed"):
-        mini.load(tmp_path, torch.device("cpu"))
+        mini_files.load(tmp_path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("key", ["objects", "styles"])
@@ -182,7 +184,7 @@ def test_words_that_the_vocabulary_lacks(tiny: Path, tmp_path: Path, key: str) -
     metadata[key] = json.dumps([*json.loads(metadata[key]), "zebra"])
     save(load_file(path), path, metadata)
     with pytest.raises(WeightsError, match="the vocabulary in the header lacks zebra"):
-        mini.load(tmp_path, torch.device("cpu"))
+        mini_files.load(tmp_path, torch.device("cpu"))
 
 
 def test_a_vocabulary_of_another_length(tiny: Path, tmp_path: Path) -> None:
@@ -192,8 +194,137 @@ def test_a_vocabulary_of_another_length(tiny: Path, tmp_path: Path) -> None:
     metadata["vocabulary"] = json.dumps([*json.loads(metadata["vocabulary"]), "zebra"])
     save(load_file(path), path, metadata)
     with pytest.raises(WeightsError, match="words in the header for"):
-        mini.load(tmp_path, torch.device("cpu"))
+        mini_files.load(tmp_path, torch.device("cpu"))
 
 
 def test_larger_pictures_are_decided_in_more_noise() -> None:
     assert (mini.grid_shift(48), mini.grid_shift(96)) == (3, 6)
+
+
+# -- pictures to begin with ----------------------------------------------------------------------------------
+
+
+def drawn(model: Mini, order: Order, seed: int = 1) -> torch.Tensor:
+    """The pixels of one picture."""
+    x: torch.Tensor | None = None
+    for stage in model.plan(order).stages:
+        *_, last = stage.run(x, NoiseSource([seed]))
+        x = last.x
+    assert x is not None
+    return x
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    """64 x 64, smooth enough to be told when it is small."""
+    ramp = torch.linspace(-0.9, 0.9, 64)
+    return torch.stack([ramp[:, None].expand(64, 64), ramp.expand(64, 64), -ramp.expand(64, 64)])[None]
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.01, 1), (0.3, 1), (0.5, 2), (0.8, 3), (0.9, 4), (1.0, 4)])
+def test_strength_says_where_on_the_way_to_begin(
+    model: Mini, image: torch.Tensor, strength: float, steps: int
+) -> None:
+    stage, _ = model.plan(replace(ORDER, steps=4, image=image, strength=strength)).stages
+    assert isinstance(stage, DiffusionStage)
+    assert stage.steps == steps
+    small, noise = resize((16, 16)).change(image), NoiseSource([1]).initial(model.shape)
+    begun: list[torch.Tensor] = []
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        begun.append(x)
+        return x
+
+    next(iter(replace(stage, denoise=denoise).run(None, NoiseSource([1]))))
+    t = strength / (1 + (mini.grid_shift(16) - 1) * strength) * mini.grid_shift(16)
+    assert torch.allclose(begun[0], (1 - t) * small + t * noise, atol=1e-6)
+
+
+def test_at_full_strength_nothing_of_the_picture_is_left(model: Mini, image: torch.Tensor) -> None:
+    assert torch.equal(drawn(model, replace(ORDER, image=image, strength=1.0)), drawn(model, ORDER))
+    assert not torch.equal(drawn(model, replace(ORDER, image=image, strength=0.7)), drawn(model, ORDER))
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_what_a_mask_keeps_comes_back_bit_for_bit(model: Mini, size: int) -> None:
+    image = torch.rand(1, 3, size, size) * 2 - 1
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., 20:40, 20:44], mask[..., 20:40, 44:50] = 1.0, 0.5
+    kept = (mask == 0).expand_as(image)
+    pixels = drawn(model, replace(ORDER, size=(size, size), image=image, mask=mask, strength=1.0))
+    assert pixels.shape == image.shape
+    assert torch.equal(pixels[kept], image[kept])
+    assert not torch.isclose(pixels[~kept], image[~kept]).any()
+
+
+def test_a_mask_is_held_to_the_picture_while_it_is_drawn(model: Mini, image: torch.Tensor) -> None:
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 5, 9] = 0.1  # touches one small pixel
+    first, *_ = model.plan(replace(ORDER, image=image, mask=mask, strength=1.0)).stages
+    x0 = [step.x0 for step in first.run(None, NoiseSource([1]))]
+    small = resize((16, 16)).change(image)
+    changed = (x0[0] != small).any(1)[0]
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+def test_around_a_picture_things_are_small(model: Mini, image: torch.Tensor) -> None:
+    mask = torch.ones(1, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 0
+    order = replace(ORDER, image=image, mask=mask)
+    around = replace(order, extend=(16, 16, 16, 16))
+    notices = model.plan(around).notices
+    assert notices == ("around the picture things are drawn small, as they are seen from farther away",)
+    small = replace(order, prompt="a small cat on a blue background")
+    assert torch.equal(drawn(model, around), drawn(model, small))
+    assert not torch.equal(drawn(model, around), drawn(model, order))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a large red cat left of two dogs", "a small red cat left of two small dog <plural>"),
+        ("apple, small dog on a blue background", "small apple small dog on a blue background"),
+        ("a beach", "a beach"),
+    ],
+)
+def test_smaller(model: Mini, prompt: str, words: str) -> None:
+    assert " ".join(smaller(model.read(prompt)).words) == words
+
+
+def test_only_squares_with_a_picture_too(model: Mini) -> None:
+    order = replace(ORDER, size=(64, 96), image=torch.zeros(1, 3, 64, 96))
+    with pytest.raises(RequestError, match="96x64 is none; try 64, which takes the middle of the picture"):
+        model.plan(order)
+
+
+# -- several orders in one batch -----------------------------------------------------------------------------
+
+
+def test_rows_go_together_by_length_in_powers_of_two() -> None:
+    assert rows([16] * 7, 4) == [[0, 1, 2, 3], [4, 5], [6]]
+    assert rows([16, 32, 16, 16, 32], 8) == [[0, 2], [3], [1, 4]]
+    assert rows([16, 16, 16], 1) == [[0], [1], [2]]
+
+
+def test_orders_of_a_batch_are_heard_each_by_its_row(model: Mini) -> None:
+    orders = [
+        ORDER,
+        replace(ORDER, prompt="a red apple left of a dog", guidance=1.5),
+        replace(ORDER, prompt=" and ".join(["a dog"] * 6), negative_prompt="a cat"),
+        replace(ORDER, style="glossy"),
+    ]
+    plan = model.plan_together(orders, 4)
+    x: torch.Tensor | None = None
+    for stage in plan.stages:
+        *_, last = stage.run(x, NoiseSource([5, 6, 7, 8]))
+        x = last.x
+    assert x is not None
+    for row, (order, seed) in enumerate(zip(orders, (5, 6, 7, 8), strict=True)):
+        assert torch.allclose(x[row], drawn(model, order, seed)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"steps": 4}, {"sampler": "heun"}, {"size": (96, 96)}])
+def test_orders_of_several_shapes_are_not_drawn_together(model: Mini, change: dict[str, object]) -> None:
+    name = next(iter(change))
+    with pytest.raises(RequestError, match=f"drawn together have the same {name}"):
+        model.plan_together([ORDER, replace(ORDER, **change)], 4)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from limner.diffusion import grids, samplers
 from limner.diffusion.paths import FlowPath
-from limner.families.mini import upscale
+from limner.families.mini_stages import upscale
 from limner.families.stages import DiffusionStage, Tag, one_by_one
 from limner.models.upscaler import Upscaler, UpscalerConfig
 from limner.util.rng import NoiseSource

@@ -224,7 +224,7 @@ def test_what_cannot_be_is_said(gan: Path, tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(EngineError, match="take smaller tiles"):
         enlarge.enlarge(picture(), Enlarger(name="full", factor=4, run=full))
-    with pytest.raises(RequestError, match='no upscaler "4x-nothing"'):
+    with pytest.raises(RequestError, match='no upscaler "4x-nothing", nor a file or folder of that name'):
         load("4x-nothing")
     with pytest.raises(RequestError, match='no type "half"'):
         load(gan, dtype="half")
@@ -236,7 +236,7 @@ def test_what_cannot_be_is_said(gan: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(WeightsError, match=r"limner convert up\.pth"):
         load(tmp_path / "up.pth")
     save_file({"odd": torch.zeros(2)}, tmp_path / "odd.safetensors")
-    with pytest.raises(WeightsError, match="none of the networks"):
+    with pytest.raises(WeightsError, match=r"none of the networks .*; an upscaler was looked for"):
         load(tmp_path / "odd.safetensors")
 
 
@@ -321,7 +321,14 @@ def test_the_command_goes_on_after_what_fails(gan: Path, tmp_path: Path) -> None
     assert done.stdout.split() == [str(tmp_path / "out" / name) for name in ("a-x3.png", "b-x3.png")]
     assert "there is no picture" in done.stderr
     assert "broken.png is not a whole picture" in done.stderr
-    assert "2 pictures by 2x-small" in done.stderr
+    assert "2 pictures by 2x-small, 2 failed, " in done.stderr
     again = run(tmp_path / "a.jpg", "--model", gan, "--out", tmp_path / "out", "--quiet")
     assert (again.exit_code, again.stderr) == (0, "")
     assert opened(again.stdout.strip()).size == (40, 24)
+
+
+def test_a_scale_that_cannot_be_is_refused_once_before_anything_is_loaded(tmp_path: Path) -> None:
+    done = run(tmp_path / "a.png", tmp_path / "b.png", "--scale", 17, "--model", "nothing")
+    assert isinstance(done.exception, RequestError)
+    assert str(done.exception) == "scale lies between 1 and 16, got 17"
+    assert done.stderr == ""

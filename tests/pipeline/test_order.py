@@ -9,6 +9,7 @@ from limner.errors import RequestError
 from limner.pipeline.order import cut_out, order_of, size_of
 from limner.pipeline.picture import Picture
 from limner.pipeline.request import Control, Request, parse_sides
+from limner.util.images import pixels_from_images
 
 ALL = {"prompt": "a cat", "seed": 1, "steps": 4, "guidance": 5.0, "sampler": "ddim", "size": (32, 48)}
 
@@ -108,6 +109,7 @@ def test_large_photographs_are_drawn_at_the_models_size() -> None:
     assert size_of(Request(prompt="a cat", image=photo), (256, 256)) == (300, 400)
     kept = Request(prompt="a cat", image=photo, mask=Picture(Image.new("L", (400, 300), 255)))
     assert size_of(kept, (100, 100)) == (300, 400)
+    assert size_of(Request(prompt="a cat", image=photo), (100, 100), 4) == (1200, 1600)  # of an upscaler
 
 
 def test_a_mask_without_any_transparency_marks_by_its_colours() -> None:
@@ -116,3 +118,30 @@ def test_a_mask_without_any_transparency_marks_by_its_colours() -> None:
     made = order_of(Request(**ALL, image=image(), mask=Picture(Image.fromarray(levels)), feather=0)).mask
     assert made is not None
     assert made.sum() == 16 * 48
+
+
+@pytest.mark.parametrize(
+    ("extend", "box"),
+    [
+        ((0, 0, 16, 0), (16, 0, 48, 32)),  # goes on at the right: what lies there stays
+        ((16, 0, 0, 0), (0, 0, 32, 32)),
+        ((8, 0, 8, 0), (8, 0, 40, 32)),
+    ],
+)
+def test_where_there_is_no_room_what_lies_beside_stays(
+    extend: tuple[int, int, int, int], box: tuple[int, int, int, int]
+) -> None:
+    picture = image()
+    order = order_of(Request(**ALL, image=picture, extend=extend, feather=0))
+    assert order.image is not None
+    assert order.extend == extend
+    kept = order.image[..., extend[0] : 48 - extend[2]]
+    assert torch.equal(kept, pixels_from_images([picture.image.crop(box)]))
+
+
+def test_models_of_squares_draw_a_square() -> None:
+    photo = Picture(Image.new("RGB", (48, 32)))
+    assert size_of(Request(prompt="a cat", image=photo), (64, 64), square=True) == (32, 32)
+    longer = Request(prompt="a cat", image=photo, extend=(0, 40, 0, 0))
+    assert size_of(longer, (64, 64), square=True) == (48, 48)
+    assert size_of(Request(prompt="a cat"), (64, 64), square=True) == (64, 64)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from limner.cli import app
 from limner.cli.blending import between
 from limner.errors import RequestError
+from limner.pipeline.load import load
 from limner.pipeline.order import order_of, size_of
 from limner.pipeline.picture import Picture
 from limner.pipeline.postprocess import Record, infotext
@@ -86,3 +89,30 @@ def test_the_command_tells_files_from_texts(tmp_path: Path) -> None:
     assert between("a cat", path, 0.25).blend == Picture.open(path)
     with pytest.raises(RequestError, match=r"there is no picture nowhere\.png"):
         between("nowhere.png", "a cat", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("a cat", "a dog", "--frames", "3", "--at", "0.5"),
+            "--frames draws all the way from ONE to OTHER, a",
+        ),
+        (("a cat", "a dog", "--at", "1.5"), "--at is a number from 0 to 1, got 1.5"),
+        (("a cat", "a dog", "--at", "nan"), "--at is a number from 0 to 1, got nan"),
+        (("a" * 10_001, "a dog"), "ONE has 10001 characters"),
+        (("a cat", "a" * 10_001), "OTHER has 10001 characters"),
+        (("a cat", "a dog"), "nothing between ONE and OTHER. Two texts take Stable Diffusion 1, 2 or XL"),
+    ],
+)
+def test_what_cannot_be_blended_is_told_in_the_commands_words(
+    tiny: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = CliRunner().invoke(app, ["blend", *words, "--model", str(tiny), "--out", str(tmp_path)])
+    assert isinstance(done.exception, RequestError)
+    assert message in str(done.exception)
+
+
+def test_how_loosely_means_nothing_without_a_model_that_varies(tiny: Path) -> None:
+    with pytest.raises(RequestError, match="has no vary_noise"):
+        load(tiny, device="cpu").draw(Request(prompt="a cat", vary_noise=0.5, count=1))

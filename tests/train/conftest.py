@@ -14,10 +14,12 @@ from limner.models.pixel_dit import PixelDiTConfig
 from limner.models.upscaler import UpscalerConfig
 from limner.text.lexicon import Lexicon, load_lexicon
 from limner.train.config import LoopConfig, RunConfig
+from limner.train.loop import fit
 from limner.train.objectives import Objective
 from limner.train.objectives.denoise import DenoiseConfig
 from limner.train.objectives.detect import DetectConfig
 from limner.train.objectives.upscale import UpscaleConfig
+from limner.util.images import images_from_pixels
 from limner.weights import files
 
 OBJECTS = ("apple", "cat", "tree", "balloon", "house", "star")
@@ -105,3 +107,42 @@ def publish() -> Callable[[Objective, Path], Path]:
         return path
 
     return publish
+
+
+@pytest.fixture(scope="session")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of 48 x 48 smooth pixels with captions, as a folder."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(6):
+        coarse = torch.rand(1, 3, 4, 4, generator=generator) * 2 - 1
+        pixels = torch.nn.functional.interpolate(coarse, (48, 48), mode="bicubic").clamp(-1, 1)
+        images_from_pixels(pixels)[0].save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a picture of thing {index}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def interrupted() -> Callable[[RunConfig, Path, int], None]:
+    """Checks that a run which is stopped after some steps and resumed ends as one without a break, bit for
+    bit: all that a checkpoint holds, and what is published."""
+
+    def check(run: RunConfig, folder: Path, steps: int) -> None:
+        for _ in fit(run, folder / "whole"):
+            pass
+        broken = fit(run, folder / "broken")
+        for _ in range(steps):
+            next(broken)
+        broken.close()
+        for _ in fit(run, folder / "broken", resume=True):
+            pass
+        ends = [sorted((folder / name).rglob("*.safetensors")) for name in ("whole", "broken")]
+        last = f"{run.loop.images:010d}"
+        held = [[p for p in paths if "checkpoints" not in p.parts or last in p.parts] for paths in ends]
+        assert len(held[0]) == len(held[1]) > 1
+        for one, other in zip(*held, strict=True):
+            whole, again = files.read(one), files.read(other)
+            assert whole.keys() == again.keys()
+            assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+    return check

@@ -298,10 +298,10 @@ def test_a_small_network_learns_a_few_pictures(detect: DetectConfig) -> None:
     made = objective(replace(detect, wear=UNWORN, sides=(64,), mosaic=0.0, world=WorldConfig(word=1.0)))
     batches = (made.batch(4, seed) for seed in range(99))
     batch = next(batch for batch in batches if (batch.kinds >= len(made.names.objects)).any())  # with letters
-    optim = torch.optim.AdamW(made.model.parameters(), lr=4e-3)
-    for step in range(110):
+    optim = torch.optim.AdamW(made.model.parameters(), lr=6e-3)
+    for step in range(60):
         for group in optim.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 10, (110 - step) / 50)
+            group["lr"] = 6e-3 * min(1.0, (step + 1) / 10, (60 - step) / 30)
         torch.stack(list(made.loss(batch).values())).sum().backward()
         optim.step()
         optim.zero_grad()

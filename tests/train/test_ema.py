@@ -27,7 +27,7 @@ def test_widths_out_of_range(width: float) -> None:
 def test_updates_are_the_average_of_all_weights_so_far() -> None:
     """Weighted by how much of t^gamma lies in each step; the weights before the first step count nothing."""
     model = nn.Linear(3, 2)
-    ema = EMA(model, 0.1)
+    ema = EMA(dict(model.named_parameters()), 0.1)
     seen, batch, total = 0, 8, 20 * 8
     history = []
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +36,7 @@ def test_updates_are_the_average_of_all_weights_so_far() -> None:
             for p in model.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator))
         seen += batch
-        ema.update(model, seen, batch)
+        ema.update(seen, batch)
         share = (seen / total) ** (ema.gamma + 1) - ((seen - batch) / total) ** (ema.gamma + 1)
         history.append((share, model.weight.detach().clone()))
     assert sum(share for share, _ in history) == pytest.approx(1)
@@ -44,14 +44,16 @@ def test_updates_are_the_average_of_all_weights_so_far() -> None:
     torch.testing.assert_close(ema.state()["weight"], expected)
 
 
-def test_copying_leaves_the_average_untouched() -> None:
+def test_the_average_in_place_leaves_both_untouched() -> None:
     model = nn.Linear(3, 2)
-    ema = EMA(model, 0.1)
+    ema = EMA(dict(model.named_parameters()), 0.1)
     kept = ema.state()["weight"].clone()
     with torch.no_grad():
         model.weight.zero_()
-    ema.copy_to(model)
-    assert torch.equal(model.weight, kept)
-    with torch.no_grad():
-        model.weight.zero_()
+    with ema.in_place():
+        assert torch.equal(model.weight, kept)
+    assert not model.weight.any()
+    with pytest.raises(KeyboardInterrupt), ema.in_place():
+        raise KeyboardInterrupt
+    assert not model.weight.any()
     assert torch.equal(ema.state()["weight"], kept)

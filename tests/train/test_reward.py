@@ -154,8 +154,8 @@ def exact(world: World, row: int, scenes: object, prompt: Prompt) -> Seen:
 
 def started(made: BestOf | NFT, base: Path) -> None:
     made.model.initialize(torch.Generator().manual_seed(0))
-    ema = EMA(made.model, 0.1)
-    state.start_from(base, made.model, ema, made.inherited())
+    ema = EMA(dict(made.model.named_parameters()), 0.1)
+    state.start_from(base, ema, made.inherited())
     made.begin(base, ema.state())
 
 
@@ -194,7 +194,8 @@ def test_what_is_drawn_follows_from_the_average_and_the_seed(
     weights: dict[str, Path], denoise: DenoiseConfig
 ) -> None:
     base, judged = Denoise(replace(denoise, label_weight=0.0), CPU), Reward(weights["reward"], CPU)
-    state.start_from(weights["base"], base.model, EMA(base.model, 0.1), base.published())
+    ema = EMA(dict(base.model.named_parameters()), 0.1)
+    state.start_from(weights["base"], ema, base.published())
     wish = {"scenes": 2, "samples": 3, "steps": 2, "scale": 2.0}
     one = draw_scenes(base, base.model, judged, seed=1, **wish)  # type: ignore[arg-type]
     again = draw_scenes(base, base.model, judged, seed=1, **wish)  # type: ignore[arg-type]
@@ -260,7 +261,8 @@ def test_a_run_resumes_bit_for_bit_and_says_who_chose(
     next(steps), next(steps)
     steps.close()  # type: ignore[attr-defined]
     list(fit(run, tmp_path / "halves", resume=True))
-    one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("through", "halves"))
+    newest = (max((tmp_path / name / "checkpoints").glob("[0-9]*")) for name in ("through", "halves"))
+    one, two = (load_file(path / "state.safetensors") for path in newest)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     header = read_metadata(tmp_path / "through" / "weights.safetensors")
     assert json.loads(header["rewarded_by"]) == Reward(weights["reward"], CPU).fingerprint

@@ -464,3 +464,32 @@ def test_training_down_to_no_signal_is_kept(folder: Path, tmp_path: Path, to: An
     assert found.prediction == "v"
     back, _ = convert(out, tmp_path / "back", to="folder", models=tiny.MODELS)
     assert detect.identify(back, models=tiny.MODELS).table["rescale_betas_zero_snr"] is True
+
+
+def test_a_folder_of_several_stages(tmp_path: Path) -> None:
+    for name, model in (("I", tiny.MODEL), ("II", tiny.OPEN)):
+        folders.write(tmp_path / name, model, tiny.random_tensors(model))
+    report = inspect(tmp_path, models=tiny.MODELS)
+    assert report.what == "a cascade, a folder of 2 stages"
+    assert report.facts == {"I": tiny.MODEL.title, "II": tiny.OPEN.title}
+    assert {"I/unet", "II/vae"} <= {row.name for row in report.rows}
+    with pytest.raises(WeightsError, match=r"is a cascade, .*; convert its stages one by one: .*/I, "):
+        convert(tmp_path, to="single", models=tiny.MODELS)
+
+
+def test_a_folder_of_our_own_training(tmp_path: Path) -> None:
+    for name, network in (("vqvae", "VQVAE"), ("prior", "TokenTransformer")):
+        said = {"network": json.dumps({network: {"width": 3}})}
+        files.save({"w": torch.zeros(3)}, tmp_path / f"{name}.safetensors", said)
+    report = inspect(tmp_path)
+    assert report.what == "a DALL-E of Limner's own training, a folder of 2 networks"
+    assert report.facts["prior"] == '{"TokenTransformer": {"width": 3}}'
+    assert [row.parameters for row in report.rows] == [3, 3]
+    with pytest.raises(WeightsError, match=r"is a DALL-E of Limner's .* cannot be converted"):
+        convert(tmp_path, to="folder")
+
+
+def test_what_a_model_of_one_prediction_is_asked_for(folder: Path) -> None:
+    models = (replace(tiny.MODEL, predictions=("flow",)),)
+    with pytest.raises(WeightsError, match="predicts flow, not 'eps'; leave prediction out"):
+        detect.identify(folder, prediction="eps", models=models)

@@ -80,6 +80,8 @@ def test_network_config() -> None:
     ("network", "message"),
     [
         ({"Other": {"width": 8}}, "holds the network Other; here a Net is needed"),
+        ({}, "holds a network without a name; here a Net is needed"),
+        ({"": {"width": 8}}, "holds a network without a name; here a Net is needed"),
         ({"Net": {"width": 8, "heads": 2}}, "a Net has no heads"),
         ({"Net": {}}, "cannot be built.*width"),
         ({"Net": {"width": 0}}, "width 0 is too small"),

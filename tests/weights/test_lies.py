@@ -66,6 +66,13 @@ def test_a_header_of_100_megabytes_is_not_read(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("content", [b"", b"hi", b"a text, and no weights", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_other_files_are_told_as_what_they_are_not(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="is no safetensors file"):
+        read(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1])
 def test_absurd_lengths(tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.safetensors"

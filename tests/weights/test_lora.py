@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limner.errors import WeightsError
+from limner.errors import RequestError, WeightsError
 from limner.nn import lora as layers
 from limner.weights import lora
 from limner.weights.keymap import KeyMap, Rule
@@ -206,3 +206,29 @@ def test_names_are_taken_once(tmp_path: Path) -> None:
         lora.attach(found, places, "a")
     with pytest.raises(WeightsError, match='no update called "b"'):
         layers.set_weight(network, "b", 1.0)
+
+
+def test_a_prompt_opens_nothing_outside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, other = tmp_path / "loras", tmp_path / "other.safetensors"
+    (folder / "styles").mkdir(parents=True)
+    inside = folder / "styles" / "ink.safetensors"
+    for path in (inside, other):
+        path.write_bytes(b"")
+    (folder / "linked.safetensors").symlink_to(other)  # by whoever fills the folder
+    monkeypatch.chdir(tmp_path)
+    paths = ("styles/ink.safetensors", "styles/ink", "loras/styles/ink.safetensors", inside)
+    for name in ("ink", "ink.safetensors", *paths):
+        assert lora.find(str(name), folder) == inside
+    assert lora.find("linked", folder) == lora.find("linked.safetensors", Path("loras")).absolute()
+    outside = (
+        other,
+        tmp_path / "other",
+        "../other",
+        "../other.safetensors",
+        "styles/../../other.safetensors",
+    )
+    for name in (*outside, "other.safetensors", "a" * 300 + ".safetensors", "\0.safetensors"):
+        with pytest.raises(RequestError, match="there is no LoRA"):
+            lora.find(str(name), folder)
+        with pytest.raises(RequestError, match="no folder of LoRAs was given"):
+            lora.find(str(name), None)

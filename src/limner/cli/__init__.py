@@ -6,7 +6,8 @@ from typing import NoReturn
 import typer
 
 from limner import __version__
-from limner.cli import blending, drawing, enlarging, files, training
+from limner.cli import blending, curating, drawing, enlarging, files, packing, personal, training
+from limner.cli.data import data
 from limner.cli.evaluating import evaluate
 from limner.cli.screen import console, visible
 from limner.cli.training import world
@@ -19,7 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(world, name="world")
+app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+data.command("filter")(curating.filter_set)
+for step in (curating.dedup, curating.group, curating.caption, packing.pack):
+    data.command()(step)
 for command in (
     drawing.imagine,
     drawing.replay,
@@ -29,6 +34,9 @@ for command in (
     files.inspect,
     files.convert,
     training.train,
+    personal.dreambooth,
+    personal.lora,
+    personal.invert,
 ):
     app.command()(command)
 

@@ -1,5 +1,8 @@
 """limner blend."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,11 +25,13 @@ def blend(
     model: Annotated[
         str,
         typer.Option(
-            help="Folder or hub id: Karlo or Stable Diffusion 2.1 unCLIP; for two texts any model that reads "
-            "by CLIP."
+            help="Folder or hub id: Karlo or Stable Diffusion 2.1 unCLIP, for texts with a prior; for two "
+            "texts also Stable Diffusion 1, 2 or XL, as a folder or file."
         ),
     ],
-    at: Annotated[float, typer.Option(help="How far from ONE towards OTHER, 0 to 1.")] = 0.5,
+    at: Annotated[
+        float | None, typer.Option(help="How far from ONE towards OTHER, 0 to 1; 0.5 if not given.")
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(help="So many pictures evenly from ONE to OTHER, 2 to 64, instead of one.")
     ] = None,
@@ -49,23 +54,31 @@ def blend(
 
     from limner.families.base import Wishes
     from limner.pipeline.load import load
+    from limner.pipeline.places import tried
     from limner.pipeline.request import parse_size
 
     if frames is not None and not 2 <= frames <= 64:
         raise RequestError(f"--frames is a whole number from 2 to 64, got {frames}")
+    if frames is not None and at is not None:
+        raise RequestError(
+            "--frames draws all the way from ONE to OTHER, and --at one place; give one of them"
+        )
     first = replace(
-        between(one, other, at),
+        between(one, other, 0.5 if at is None else at),
         seed=randbelow(2**32) if seed is None else seed,
         steps=steps,
         guidance=guidance,
         size=None if size is None else parse_size(size),
     )
-    places = [at] if frames is None else [index / (frames - 1) for index in range(frames)]
+    places = [first.blend_at] if frames is None else [index / (frames - 1) for index in range(frames)]
+    tried(out)
     pipeline = load(model, device=device, wishes=Wishes(variant=variant, dtype=dtype, offload=offload))
     err = console()
     told: set[str] = set()
     for place in places:
-        result = watch(pipeline.generate(replace(first, blend_at=place)), err, show=not quiet, preview=None)
+        with _in_our_words(model):
+            steps_of = pipeline.generate(replace(first, blend_at=place))
+            result = watch(steps_of, err, show=not quiet, preview=None)
         for warning in {*result.warnings} - told:
             err.print(f"Warning: {visible(warning)}", style="yellow", markup=False)
         told |= {*result.warnings}
@@ -74,12 +87,32 @@ def blend(
 
 
 def between(one: str, other: str, at: float) -> "Request":
-    """The request for what is between two pictures or texts. Raises RequestError for a missing picture."""
-    from limner.pipeline.request import Request
+    """The request for what is between two pictures or texts. Raises RequestError for a missing picture, a
+    text that is too long, and a place that is not between."""
+    from limner.pipeline.request import LONGEST_PROMPT, Request
 
+    if not 0 <= at <= 1:
+        raise RequestError(f"--at is a number from 0 to 1, got {at:g}")
     first, second = _read(one), _read(other)
+    for name, end in (("ONE", first), ("OTHER", second)):
+        if isinstance(end, str) and len(end) > LONGEST_PROMPT:
+            raise RequestError(f"{name} has {len(end)} characters; {LONGEST_PROMPT} is the most")
     prompt, vary = (first, None) if isinstance(first, str) else ("", first)
     return Request(prompt=prompt, vary=vary, blend=second, blend_at=at, count=1)
+
+
+@contextmanager
+def _in_our_words(model: str) -> Iterator[None]:
+    """What a model refuses of a blend, by what it is called here."""
+    try:
+        yield
+    except RequestError as error:
+        if not re.search(r"\b(knows|has) no (vary|blend)", str(error)):
+            raise
+        raise RequestError(
+            f"{model} knows nothing between ONE and OTHER. Two texts take Stable Diffusion 1, 2 or XL, or "
+            "Karlo; pictures take Karlo or Stable Diffusion 2.1 unCLIP"
+        ) from None
 
 
 def _read(what: str) -> "Picture | str":

@@ -130,6 +130,7 @@ def imagine(
     from limner.families.base import Wishes
     from limner.pipeline.load import load
     from limner.pipeline.picture import Picture
+    from limner.pipeline.places import tried
     from limner.pipeline.request import Request, parse_sides, parse_size
 
     request = Request(
@@ -177,6 +178,7 @@ def imagine(
         then=tuple(then or ()),
     )
     err = console()
+    tried(out)
     steps_of = load(model, device=device, wishes=wishes).generate(request)
     if upscale is not None:
         from limner.pipeline import enlarge as larger
@@ -226,7 +228,10 @@ def replay(
     from limner.families.base import Wishes
     from limner.pipeline import replay as again
     from limner.pipeline.load import load
+    from limner.pipeline.places import tried
 
+    if out is not None:
+        tried(out)
     named = again.read_record(file).request.model or "mini"
     wishes = Wishes(
         prediction=prediction,
@@ -257,7 +262,9 @@ def words(
     """List what a model can draw: words, their category, what else they may be called, the art's name."""
     from rich.table import Table
 
-    found = _words(query, _objects(model))
+    from limner.pipeline.vocabulary import objects, words_of
+
+    found = words_of(query, objects(model))
     rows = [row for row in found if category in (None, row[1])]
     if not rows:
         raise RequestError(_no_words(query, category, elsewhere=dict.fromkeys(row[1] for row in found)))
@@ -284,32 +291,6 @@ def _print_json(
         "seconds": round(seconds, 3),
     }
     print(json.dumps(told, indent=2))
-
-
-def _objects(model: str) -> frozenset[str]:
-    """The objects that a model has learned, read from the header of its weights: no torch is needed."""
-    from limner.weights.header import listed, read_metadata
-
-    folder = Path(__file__).parents[1] / "weights" / "mini" if model == "mini" else Path(model)
-    prior = folder / "prior.safetensors"  # of a DALL-E
-    path = prior if prior.is_file() else folder / "base.safetensors"
-    return frozenset(listed(read_metadata(path), "objects", path))
-
-
-def _words(query: str, known: frozenset[str]) -> list[tuple[str, str, tuple[str, ...], str]]:
-    """(word, category, also called, art) of the fixed words and then the objects that match."""
-    from limner.text.catalogue import search
-    from limner.text.lexicon import load_lexicon
-    from limner.text.words import CLASSES
-
-    fixed = [
-        (word, kind, synonyms, "")
-        for kind, members in CLASSES.items()
-        for word, synonyms in members.items()
-        if kind != "function" and (query.lower() in (kind, word, *synonyms) or not query)
-    ]
-    found = search(load_lexicon(), query, known)
-    return fixed + [(entry.name, entry.category, entry.synonyms, entry.art) for entry in found]
 
 
 def _no_words(query: str, category: str | None, elsewhere: Iterable[str]) -> str:

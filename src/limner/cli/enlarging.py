@@ -40,7 +40,10 @@ def upscale(
     the exit code is 2."""
     started = time.monotonic()
     from limner.pipeline import enlarge
+    from limner.pipeline.places import tried
 
+    enlarge.check_scale(scale)
+    tried(out)
     err = console()
     upscaler = enlarge.load(model, device=device, dtype=dtype, prompt=prompt, tile=tile)
     for warning in upscaler.warnings:
@@ -60,6 +63,7 @@ def upscale(
         done = len(pictures) - failed
         seconds = time.monotonic() - started
         counted = f"{done} picture{'' if done == 1 else 's'}"
-        err.print(f"{counted} by {upscaler.name}, {seconds:.1f} s", style="dim")
+        lost = f", {failed} failed" if failed else ""
+        err.print(f"{counted} by {upscaler.name}{lost}, {seconds:.1f} s", style="dim")
     if failed:
         raise typer.Exit(2)

@@ -140,9 +140,10 @@ def exponential(path: Path, steps: int, *, low: float | None = None, high: float
     return custom(path, path.t(ramp.exp()))
 
 
-def shifted(path: FlowPath, steps: int, factor: float) -> Grid:
-    """`uniform` after SD3's resolution shift (eq. 23); `paths.sd3_shift` and `flux_shift` give the factor."""
-    return custom(path, shift(uniform(path, steps).t[:-1], factor))
+def shifted(path: FlowPath, steps: int, factor: float, *, start: float = 1.0) -> Grid:
+    """`uniform` after SD3's resolution shift (eq. 23); `paths.sd3_shift` and `flux_shift` give the factor. A
+    `start` below 1 spends the steps on that share of the way, the end of it."""
+    return custom(path, shift(start * uniform(path, steps).t[:-1], factor))
 
 
 def with_midpoints(path: Path, grid: Grid) -> Grid:

@@ -40,13 +40,13 @@ def in_turn(cond: Denoise, uncond: Denoise) -> Branches:
     return lambda x, t: (cond(x, t), uncond(x, t))
 
 
-def cfg(branches: Branches, scale: float, *, rescale: float = 0.0) -> Denoise:
+def cfg(branches: Branches, scale: float | Tensor, *, rescale: float = 0.0) -> Denoise:
     """Classifier-free guidance: uncond + scale (cond - uncond) (Ho & Salimans 2022, eq. 6, w = scale - 1).
 
-    scale 1 is the prompt alone, 0 the other branch alone. It is linear, so guiding x0, eps or v is the same
-    thing. `rescale` in [0, 1] pulls each picture's standard deviation back to that of the prompt's branch
-    (Lin et al. 2023, eq. 14-16, here on x0; the paper uses 0.7). Raises RequestError for a rescale outside
-    [0, 1].
+    scale 1 is the prompt alone, 0 the other branch alone; a tensor, b 1 ... 1, has one for each picture. It
+    is linear, so guiding x0, eps or v is the same thing. `rescale` in [0, 1] pulls each picture's standard
+    deviation back to that of the prompt's branch (Lin et al. 2023, eq. 14-16, here on x0; the paper uses
+    0.7). Raises RequestError for a rescale outside [0, 1].
     """
     if not 0 <= rescale <= 1:
         raise RequestError(f"guidance rescale lies between 0 and 1, got {rescale}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limner.errors import ConfigError
 
+Prediction = Literal["eps", "v", "x0", "flow"]
 MODE_SCALE_MAX = 2 / (math.pi - 2)  # SD3 eq. 20: beyond it the map u -> t is no longer monotone
 
 
@@ -99,9 +100,7 @@ def cosmap_density(t: Tensor) -> Tensor:
     return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
 
 
-def min_snr(
-    alpha: Tensor, sigma: Tensor, gamma: float = 5.0, prediction: Literal["eps", "v", "x0", "flow"] = "eps"
-) -> Tensor:
+def min_snr(alpha: Tensor, sigma: Tensor, gamma: float = 5.0, prediction: Prediction = "eps") -> Tensor:
     """Min-SNR-gamma weight for a squared error measured in `prediction` (Hang et al. 2023, section 3.4).
 
     The x0 error is worth min(SNR, gamma), SNR = alpha^2 / sigma^2; the other predictions are linear in x0, so
@@ -120,6 +119,51 @@ def min_snr(
             return snr.clamp(max=gamma) / (snr + 1)
         case "flow":  # x0 = x - sigma * flow
             return snr.clamp(max=gamma) * sigma**2
+
+
+def target(
+    prediction: Prediction,
+    x0: Float[Tensor, "b *dims"],
+    noise: Float[Tensor, "b *dims"],
+    alpha: Float[Tensor, " b"],
+    sigma: Float[Tensor, " b"],
+) -> Float[Tensor, "b *dims"]:
+    """What a network should have said of x_t = alpha x0 + sigma noise: the noise, v = alpha noise - sigma x0
+    (Salimans & Ho 2022, appendix D), the picture, or the velocity noise - x0 (Liu et al. 2022)."""
+    match prediction:
+        case "eps":
+            return noise
+        case "x0":
+            return x0
+        case "v":
+            return along(alpha, x0) * noise - along(sigma, x0) * x0
+        case "flow":
+            return noise - x0
+
+
+def noised(
+    x0: Float[Tensor, "b *dims"],
+    noise: Float[Tensor, "b *dims"],
+    alpha: Float[Tensor, " b"],
+    sigma: Float[Tensor, " b"],
+) -> Float[Tensor, "b *dims"]:
+    """x_t = alpha x0 + sigma noise."""
+    return along(alpha, x0) * x0 + along(sigma, x0) * noise
+
+
+def offset(
+    noise: Float[Tensor, "b c h w"], share: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "b c h w"]:
+    """`noise` with `share` of one more number for each channel of each picture, so that brightness is learned
+    too ("offset noise", Guttenberg 2023). The number is drawn on the generator's device (CPU when None)."""
+    count, channels = noise.shape[:2]
+    more = torch.randn(count, channels, 1, 1, generator=generator, device=_device(generator))
+    return noise + share * more.to(noise)
+
+
+def along(values: Float[Tensor, " b"], x: Float[Tensor, "b *dims"]) -> Float[Tensor, "b *ones"]:
+    """One number for each picture, shaped to multiply x."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:

@@ -14,22 +14,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from limner.errors import DataError, WeightsError
+from limner.errors import DataError
 from limner.evaluate.features import BATCH
-from limner.models.clip import (
-    CLIP,
-    Activation,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    clip_pixels,
-)
+from limner.models.clip import clip_pixels
 from limner.text.clip_tokenizer import CLIPTokenizer
 from limner.util.images import pixels_from_images
-from limner.weights import files
-from limner.weights.keymap import to_ours
-from limner.weights.maps.clip import transformers_clip
+from limner.weights import clip
 
-LARGEST = 10_000  # of any number in a shape
 WEIGHT = 2.5  # Hessel et al. 2021 ("CLIPScore"), section 3
 
 
@@ -82,12 +73,7 @@ class CLIPFolder:
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         """Raises WeightsError for files that are missing or do not fit."""
-        text, vision = _configs(folder / "config.json")
-        path = folder / "model.safetensors"
-        tensors = to_ours(transformers_clip(text), files.read(path), path)
-        self.network = files.fill(
-            lambda: CLIP(text, vision), tensors, path, device=device, dtype=torch.float32
-        )
+        self.network = clip.load(folder, device)
         self.tokenizer = CLIPTokenizer()
 
     def pictures(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
@@ -105,50 +91,3 @@ class CLIPFolder:
         tokens = torch.tensor(framed, device=tower.position.device)
         embedded: Tensor = tower(tower.embed(tokens), tokens).projected
         return embedded
-
-
-def _configs(path: Path) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
-    """Shapes out of config.json; what it leaves out is as transformers has it."""
-    told = files.read_json(path)
-
-    def of(table: str, key: str, default: int) -> int:
-        inner = told.get(table)
-        value = inner.get(key, default) if isinstance(inner, dict) else default
-        if type(value) is not int or not 1 <= value <= LARGEST:
-            raise WeightsError(
-                f"{path}: {key} in {table} is a whole number from 1 to {LARGEST}, got {value!r}"
-            )
-        return value
-
-    def activation(table: str) -> Activation:
-        inner = told.get(table)
-        value = inner.get("hidden_act", "quick_gelu") if isinstance(inner, dict) else "quick_gelu"
-        if value == "quick_gelu":
-            return "quick_gelu"
-        if value == "gelu":
-            return "gelu"
-        raise WeightsError(f"{path}: hidden_act in {table} is quick_gelu or gelu, got {value!r}")
-
-    projection = told.get("projection_dim", 512)
-    if type(projection) is not int or not 1 <= projection <= LARGEST:
-        raise WeightsError(f"{path}: projection_dim is a whole number, got {projection!r}")
-    text = CLIPTextConfig(
-        width=of("text_config", "hidden_size", 512),
-        depth=of("text_config", "num_hidden_layers", 12),
-        heads=of("text_config", "num_attention_heads", 8),
-        inner=of("text_config", "intermediate_size", 2048),
-        activation=activation("text_config"),
-        projection=projection,
-        length=of("text_config", "max_position_embeddings", 77),
-    )
-    vision = CLIPVisionConfig(
-        width=of("vision_config", "hidden_size", 768),
-        depth=of("vision_config", "num_hidden_layers", 12),
-        heads=of("vision_config", "num_attention_heads", 12),
-        inner=of("vision_config", "intermediate_size", 3072),
-        activation=activation("vision_config"),
-        projection=projection,
-        size=of("vision_config", "image_size", 224),
-        patch=of("vision_config", "patch_size", 32),
-    )
-    return text, vision

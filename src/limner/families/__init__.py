@@ -1,10 +1,18 @@
 """Families: which parts make a model, in which order, with which defaults."""
 
-from limner.families import cascade_files, dalle_files, flux_files, mini, sd3_files, sd_files, unclip_files
+from limner.families import (
+    cascade_files,
+    dalle_files,
+    flux_files,
+    mini_files,
+    sd3_files,
+    sd_files,
+    unclip_files,
+)
 from limner.families.base import Family
 
 FAMILIES: dict[str, Family] = {
-    "mini": mini.FAMILY,
+    "mini": mini_files.FAMILY,
     "dalle": dalle_files.FAMILY,
     "sd": sd_files.FAMILY,
     "sd3": sd3_files.FAMILY,

@@ -23,6 +23,9 @@ class Defaults:
     sampler: str  # a name in diffusion.samplers.SAMPLERS
     size: tuple[int, int]  # (height, width) in pixels
     grid: str | None = None  # a name in diffusion.grids.GRIDS; None: the model has its own
+    factor: int = 1  # how many times larger than a picture to begin with, where no size is asked for
+    square: bool = False  # whether it draws squares only
+    around: float = 1.0  # strength with which it draws best around a picture
     lcm: "Defaults | None" = None  # where the sampler lcm is asked for; None: these
 
 
@@ -52,6 +55,7 @@ class Order:
     image: Float[Tensor, "1 3 h w"] | None = None  # pixels to begin with, of this size
     strength: float = 0.75  # share of the steps that change them, where there are any
     mask: Float[Tensor, "1 1 h w"] | None = None  # 1 where to draw, 0 what to keep, of this size
+    extend: tuple[int, int, int, int] = (0, 0, 0, 0)  # what of the mask lies around: left, top, right, bottom
     controls: tuple[ControlOrder, ...] = ()
     enlarge: float = 1.0  # a second pass, so many times larger; 1: there is none
     enlarge_strength: float = 0.7  # share of the steps of the second pass
@@ -75,14 +79,11 @@ class Order:
     def beyond(self) -> tuple[str, ...]:
         """The wishes that not every model can meet, and that this order has."""
         plain = {field.name: field.default for field in fields(self) if field.default is not MISSING}
-        return tuple(name for name, usual in plain.items() if not _same(getattr(self, name), usual))
+        values = ((name, getattr(self, name), usual) for name, usual in plain.items())
+        return tuple(name for name, value, usual in values if isinstance(value, Tensor) or value != usual)
 
 
 BY_TOKENS = ("rerank", "temperature", "top_k", "top_p")  # wishes that only models of tokens can meet
-
-
-def _same(value: object, usual: object) -> bool:
-    return value is usual or (not isinstance(value, Tensor) and value == usual)
 
 
 def refuse(order: Order, meets: Collection[str], *, model: str = "this model") -> None:

@@ -44,7 +44,7 @@ GUIDANCE = (1.0, 4 / 7)  # share of an order's guidance, likewise
 X4_STEPS, X4_GUIDANCE = 0.75, 9 / 7  # the same of the upscaler
 AFTER = 100  # noise level of the picture that it is given
 FACTOR = 4  # how many times larger than the one before each stage draws
-MEETS = frozenset({"image", "strength", "mask", "grid"})
+MEETS = frozenset({"image", "strength", "mask", "extend", "grid"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

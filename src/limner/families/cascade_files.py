@@ -30,16 +30,15 @@ from limner.families.x4 import FACTOR, X4
 from limner.models.clip import CLIPText
 from limner.text.t5_tokenizer import T5Tokenizer
 from limner.util.devices import pick_precision
-from limner.weights import detect, hub
+from limner.weights import detect, folders, hub
 from limner.weights.detect import Found
 from limner.weights.folders import INDEX
 from limner.weights.parts import Model
-from limner.weights.parts_cascade import LOW, NOISING
+from limner.weights.parts_cascade import LOW, NOISING, STAGES
 from limner.weights.published import ALL
 
 DEFAULTS = Defaults(steps=100, guidance=7.0, sampler="ddpm", size=(64, 64))
-X4_DEFAULTS = Defaults(steps=75, guidance=9.0, sampler="ddim", size=(1024, 1024))
-STAGES = ("I", "II", "III")  # folders inside of one that holds a cascade
+X4_DEFAULTS = Defaults(steps=75, guidance=9.0, sampler="ddim", size=(1024, 1024), factor=FACTOR)
 GREY: Colours = (*((0.25, 0.25, 0.25),) * 4, (0.0, 0.0, 0.0))  # the upscaler's latents, to be watched
 
 
@@ -54,15 +53,15 @@ def load(
     """
     paths = [path, *(_path(name, wishes.variant) for name in wishes.then)]
     if not (path / INDEX).is_file():
-        inside = [path / name for name in STAGES if (path / name / INDEX).is_file()]
-        paths = [*inside, *paths[1:]]
+        paths = [*folders.stages(path, STAGES), *paths[1:]]
     every = [detect.identify(one, variant=wishes.variant, models=models) for one in paths]
     stages = [found for found in every if found.model.family == "cascade"]
     larger = [found for found in every if found.model.family == "x4"]
     for number, found in enumerate(every):
         wanted = "a first stage" if number == 0 else "a stage that enlarges"
-        fits = (number > 0) == (found in larger or _config(found).level)
-        if found not in (*stages, *larger) or not fits or (found in larger and found is not every[-1]):
+        enlarges = found in larger or (found in stages and _config(found).level)
+        fits = found in (*stages, *larger) and (number > 0) == enlarges
+        if not fits or (found in larger and found is not every[-1]):
             raise WeightsError(f"{found.path} is {found.model.title}; {wanted} was looked for")
     if wishes.embeddings is not None and not larger:
         raise RequestError("learned words are the x4 upscaler's, and this cascade has none; leave them out")
@@ -120,8 +119,8 @@ def x4(found: Found, device: torch.device, wishes: Wishes) -> X4:
         shelf=shelf,
         encoder=Encoder((partial(_tower, shelf),), words),
         canvas=Canvas(shelf=shelf, config=found.model.part("vae").config, device=device, colours=GREY),
-        path=path_of(found.table or next(iter(table.values()))),
-        noising=path_of(found.tables.get(LOW, table[LOW])),
+        path=path_of(found.table or next(iter(table.values())), found.path),
+        noising=path_of(found.tables.get(LOW, table[LOW]), found.path),
         prediction=found.prediction,
         defaults=X4_DEFAULTS,
         notices=(*found.notices, *passed_over),
@@ -149,14 +148,16 @@ def _resolution(name: str, found: Found) -> Resolution:
     return Resolution(
         network=name,
         config=_config(found),
-        path=path_of(table),
-        noising=path_of(noising) if noising else VPPath.cosine(),
+        path=path_of(table, found.path),
+        noising=path_of(noising, found.path) if noising else VPPath.cosine(),
         percentile=float(table["dynamic_thresholding_ratio"]),
         most=float(table["sample_max_value"]),
     )
 
 
 def _path(name: str, variant: str | None) -> Path:
+    if not name.strip():
+        raise RequestError("then is the folder or hub id of a stage that enlarges, got nothing")
     return hub.fetch(name, variant) if hub.is_id(name) else Path(name)
 
 

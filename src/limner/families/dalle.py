@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limner.diffusion.samplers import Step
-from limner.errors import RequestError
+from limner.errors import EngineError, RequestError
 from limner.families.base import BY_TOKENS, Defaults, Order, Plan
 from limner.families.drawn import DrawnWords, account, drawable, nothing
 from limner.families.stages import Change, ChangeStage, Stage, Tag
@@ -163,6 +163,10 @@ class DallE:
         def chosen(pixels: Tensor) -> Tensor:
             candidates = rearrange(pixels, "1 (k c) h w -> k c h w", c=3)
             fit = judge.network(candidates.clamp(-1, 1), text)[:, 0]
+            if not fit.isfinite().all():
+                raise EngineError(
+                    "the ranking gives values that are not finite: its weights (clip.safetensors) are broken"
+                )
             return candidates[fit.argmax()][None]
 
         return ChangeStage(change=chosen, name="ranking")
@@ -176,9 +180,6 @@ class DallE:
                 f"this model draws squares, and {width}x{height} is none; try {min(order.size)}"
             )
         told = [] if height == native else [f"drawn at {native}x{native} and resized to {width}x{height}"]
-        for name in ("steps", "sampler"):
-            if getattr(order, name) != getattr(self.defaults, name):
-                told.append(
-                    f"{name} was left out: this model draws token by token, {self.defaults.steps} rows"
-                )
+        if order.steps != self.defaults.steps:
+            told.append(f"steps was left out: this model draws token by token, {self.defaults.steps} rows")
         return told

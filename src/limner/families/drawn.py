@@ -1,6 +1,7 @@
 """Prompts in the words of the drawn world, as a model that was trained on it reads them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from limner.errors import RequestError
 from limner.text import words
@@ -16,13 +17,15 @@ class DrawnWords:
     objects: frozenset[str]
     styles: tuple[str, ...]
     spells: bool  # whether it has learned to write words in quotes
+    learned: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # words of its user -> their tokens
 
     def read(self, prompt: str, style: str | None = None) -> Reading:
         """The prompt in the words of this model; `style` is added where the prompt names none.
 
         Raises RequestError for a style that the model has not learned, or another than the prompt names.
         """
-        reading = load_lexicon().read(prompt, known=self.objects)
+        lexicon = load_lexicon().with_words(self.learned) if self.learned else load_lexicon()
+        reading = lexicon.read(prompt, known=self.objects)
         reading = replace(reading, parts=self._learned(reading.parts))
         if style is None:
             return reading
@@ -67,6 +70,23 @@ class DrawnWords:
         raise RequestError(f"this model has no style {said!r}{suggestion(said, offered, shown=self.styles)}")
 
 
+def smaller(reading: Reading) -> Reading:
+    """The same things small, whatever size was said."""
+    parts: list[Part] = []
+    first: int | None = None  # of the words before a thing
+    for part in reading.parts:
+        if part.kind in ("colour", "learned"):
+            first = len(parts) if first is None else first
+        elif part.kind == "object":
+            parts.insert(len(parts) if first is None else first, replace(part, kind="size", words=("small",)))
+            first = None
+        elif part.kind != "size":
+            first = None
+        if part.kind != "size":
+            parts.append(part)
+    return replace(reading, parts=tuple(parts))
+
+
 def account(reading: Reading, left_out: int, where: str) -> tuple[list[str], list[str]]:
     """What is to be said of a reading of `where`, such as "the prompt": how words were understood, and what
     will not be in the picture."""
@@ -78,10 +98,11 @@ def account(reading: Reading, left_out: int, where: str) -> tuple[list[str], lis
 
 
 def drawable(reading: Reading) -> bool:
-    """Whether anything would show: an object, a setting, spelled words, or a coloured background."""
+    """Whether anything would show: an object, a learned word, a setting, spelled words, or a coloured
+    background."""
     kinds = {part.kind for part in reading.parts if part.words}
     ground = "background" in reading.words or "gradient" in reading.words
-    return bool(kinds & {"object", "setting", "quote"}) or ("colour" in kinds and ground)
+    return bool(kinds & {"object", "learned", "setting", "quote"}) or ("colour" in kinds and ground)
 
 
 def nothing(reading: Reading) -> str:

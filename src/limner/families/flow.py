@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once; larger pictures go in tiles
 PATCH = 2  # side in latents of a transformer's tokens
-MEETS = frozenset({"image", "strength", "mask", "controls", "enlarge", "enlarge_strength", "rescale"})
+MEETS = frozenset({
+    *("image", "strength", "mask", "extend", "controls", "enlarge", "enlarge_strength", "rescale"),
+})  # fmt: skip
 
 Grids = Callable[[tuple[int, int], int], Grid]  # size in pixels and steps -> grid
 Bind = Callable[[Order, Grid, tuple[int, int], int], Denoise]  # ..., size, steps of the pass before

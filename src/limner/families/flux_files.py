@@ -17,7 +17,7 @@ from limner.families.shelf import Shelf
 from limner.models.flux_control import FluxControlNet
 from limner.text.t5_tokenizer import T5Tokenizer
 from limner.util.devices import pick_precision
-from limner.weights import detect
+from limner.weights import described, detect
 from limner.weights.detect import Found
 from limner.weights.parts import Model
 from limner.weights.parts_flux import MODELS
@@ -35,7 +35,8 @@ def load(
 
     Raises WeightsError when it is none that Limner knows, lacks a part, or is broken.
     """
-    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=models)
+    known = (*models, *described.unpublished(path)) if models is MODELS else models
+    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=known)
     return assemble(found, device, wishes)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from limner.diffusion import grids, guidance, predictions
 from limner.diffusion.grids import Grid
 from limner.diffusion.paths import VPPath
-from limner.diffusion.predictions import Denoise
+from limner.diffusion.predictions import Denoise, Network
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import RequestError
 from limner.families.base import ControlOrder, Defaults, Order, Plan, guided, refuse, unheard
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 WHOLE = 1024 * 1024  # pixels that the autoencoder takes at once on its own; larger pictures go in tiles
 AESTHETIC = 6.0, 2.5  # score that the refiner is told, for the prompt and the negative one (SDXL's code)
 MEETS = frozenset({
-    *("image", "strength", "mask", "controls", "enlarge", "enlarge_strength", "rescale", "grid"),
-    *("refiner", "refine_from", "tiling", "clip_skip", "emphasis"),
+    *("image", "strength", "mask", "extend", "controls", "enlarge", "enlarge_strength", "rescale"),
+    *("grid", "refiner", "refine_from", "tiling", "clip_skip", "emphasis"),
 })  # fmt: skip
 RGB = {  # what each latent channel adds to red, green and blue; by the scale factor of the autoencoder
     0.18215: (  # figures that ComfyUI and others preview with
@@ -77,7 +77,7 @@ class StableDiffusion:
     vae_config: KLVAEConfig
     encoder: Encoder
     path: VPPath
-    prediction: str  # eps or v
+    prediction: str  # eps, v or x0
     defaults: Defaults
     zeros: bool  # an empty negative prompt is told as zeros (SDXL)
     fingerprint: str
@@ -277,7 +277,7 @@ class StableDiffusion:
             prediction: Tensor = unet(x, timestep, text, added=added, control=total, guidance=scale)
             return prediction.float()
 
-        predict = predictions.v if self.prediction == "v" else predictions.eps
+        predict = {"v": predictions.v, "x0": _x0}.get(self.prediction, predictions.eps)
 
         def branches(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             self.adapt(loras)
@@ -435,6 +435,10 @@ class StableDiffusion:
         """How many tokens the prompt has, where it is longer than a chunk."""
         said = [self.encoder.count(line) for line in prompt.at(0, 1)]
         return "; ".join(f"the prompt has {one}" for one in said if not one.endswith(" 1 chunk"))
+
+
+def _x0(network: Network, path: VPPath) -> Denoise:
+    return predictions.x0(network)
 
 
 def _alone(lines: Lines, order: Order) -> bool:

@@ -22,7 +22,7 @@ from limner.models.mmdit_control import MMDiTControl
 from limner.text.clip_tokenizer import END
 from limner.text.t5_tokenizer import T5Tokenizer
 from limner.util.devices import pick_precision
-from limner.weights import detect, files
+from limner.weights import described, detect, files
 from limner.weights.detect import Found
 from limner.weights.parts import Model
 from limner.weights.parts_sd3 import MODELS
@@ -44,7 +44,8 @@ def load(
 
     Raises WeightsError when it is none that Limner knows, or broken.
     """
-    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=models)
+    known = (*models, *described.unpublished(path)) if models is MODELS else models
+    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=known)
     return assemble(found, device, wishes)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from limner.diffusion.paths import VPPath
-from limner.errors import RequestError, WeightsError
+from limner.errors import ConfigError, WeightsError
 from limner.families.base import TYPES, Defaults, Family, Wishes
 from limner.families.conditions import Encoder, Tower, Vectors
 from limner.families.sd import StableDiffusion
@@ -25,8 +25,7 @@ from limner.models.unet import UNetConfig
 from limner.nn import lora as low_rank
 from limner.text.prompt import Lora
 from limner.util.devices import pick_precision
-from limner.util.suggest import suggestion
-from limner.weights import detect, embeddings, files, hub, lora
+from limner.weights import described, detect, embeddings, files, folders, hub, lora
 from limner.weights.detect import Found
 from limner.weights.keymap import KeyMap
 from limner.weights.parts import MODELS, Model, Part
@@ -50,7 +49,8 @@ def load(
 
     Raises WeightsError when it is none that Limner knows, or broken.
     """
-    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=models)
+    known = (*models, *described.unpublished(path)) if models is MODELS else models
+    found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant, models=known)
     return assemble(found, device, wishes, models)
 
 
@@ -69,7 +69,7 @@ def assemble(found: Found, device: torch.device, wishes: Wishes, models: Sequenc
     )
     texts = [part for part in found.model.parts if part.folder.startswith("text_encoder")]
     towers = tuple(partial(_tower, part, shelf, found.model) for part in texts)
-    path = path_of(found.table)
+    path = path_of(found.table, found.path)
     if found.prediction == "eps" and path.alphas[-1] == 0:
         raise WeightsError(
             f"{found.path}: noise cannot be predicted where nothing else is left (zero terminal SNR)"
@@ -174,7 +174,7 @@ class Overlays:
         self.wanted, self.updates, self.few = (), [], ()
         updates, few = [], []
         for one in wanted:
-            file = lora.read(self._file(one.name))
+            file = lora.read(lora.find(one.name, self.folder))
             found, unmatched = lora.match(file, self.places)
             if unmatched:
                 raise WeightsError(
@@ -183,6 +183,10 @@ class Overlays:
                 )
             lora.check(file, self.places, found)
             updates.append(found)
+            few += [
+                f"{one.name} bundles the word {word!r}, which is not heard; words come by --embeddings"
+                for word in file.words
+            ]
             if lora.for_few_steps(file):
                 few.append(
                     f"{one.name} looks as LCM-LoRA and other LoRAs for few steps do: if it is one, draw with "
@@ -200,21 +204,6 @@ class Overlays:
             weight = one.text if part.startswith("text") else one.unet
             low_rank.attach(network, f"{index}: {one.name}", found[part], weight)
         self.worn[network] = self.wanted
-
-    def _file(self, name: str) -> Path:
-        if Path(name).suffix == ".safetensors" and Path(name).is_file():
-            return Path(name)
-        known = sorted(self.folder.rglob("*.safetensors")) if self.folder else []
-        for path in known:
-            if name in (path.stem, path.name):
-                return path
-        if self.folder is None:
-            raise RequestError(
-                f"<lora:{name}> names a file, and no folder of LoRAs was given; say where with --loras"
-            )
-        raise RequestError(
-            f'there is no LoRA "{name}" in {self.folder}{suggestion(name, [p.stem for p in known])}'
-        )
 
 
 def _unprefixed(part: Part) -> KeyMap:
@@ -253,8 +242,16 @@ def learned_words(folder: Path | None, encoders: list[str]) -> tuple[dict[str, V
     return found, tuple(notices)
 
 
-def path_of(table: Mapping[str, Any]) -> VPPath:
-    """The path of a folder's table of betas."""
+def path_of(table: Mapping[str, Any], where: Path | str = "") -> VPPath:
+    """The path of a folder's table of betas; `where` it lies. Raises WeightsError where they make none."""
+    try:
+        return _path(table)
+    except (ConfigError, ZeroDivisionError) as error:
+        told = Path(where) / "*" / folders.PATH_FILE
+        raise WeightsError(f"{told}: its betas make no path: {error}") from None
+
+
+def _path(table: Mapping[str, Any]) -> VPPath:
     start, end = float(table.get("beta_start", 0.00085)), float(table.get("beta_end", 0.012))
     steps = int(table.get("num_train_timesteps", 1000))
     kind = table.get("beta_schedule", "scaled_linear")

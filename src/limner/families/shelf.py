@@ -52,6 +52,10 @@ class Shelf:
             self.ready(name, network)
         return network
 
+    def forget(self) -> None:
+        """Load each network anew when it is next taken."""
+        self._held.clear()
+
     def beside(self, other: "Shelf") -> None:
         """From now on the networks of `other` are put away for those of this one, and the other way round,
         as long as both are in use: neither keeps the other."""

@@ -25,6 +25,7 @@ class ContrastConfig:
     width: int = 128  # channels of both token streams
     heads: int = 2  # attention heads
     space: int = 128  # dimensions of the space in which text and pictures meet
+    bias: int = 0  # 1: each pair is judged by itself (SigLIP), beside a bias that is learned
 
     def __post_init__(self) -> None:
         if self.size % self.patch or self.width % self.heads:
@@ -67,6 +68,7 @@ class Contrast(nn.Module):
             )
         )
         self.logit_scale = nn.Parameter(torch.zeros(()))  # natural logarithm
+        self.logit_bias = nn.Parameter(torch.zeros(())) if config.bias else None
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Set every weight: truncated normals of fan-in scale, and 1 / 0.07 as the scale (section 2.5)."""
@@ -83,6 +85,9 @@ class Contrast(nn.Module):
         for vectors in (self.text.position, self.vision.position, self.vision.whole):
             nn.init.normal_(vectors, std=0.1, generator=generator)
         nn.init.constant_(self.logit_scale, 2.659)
+        if self.logit_bias is not None:  # at first, most pairs are none (Zhai et al. 2023, section 3.2)
+            nn.init.constant_(self.logit_scale, 2.303)
+            nn.init.constant_(self.logit_bias, -10.0)
 
     def forward(self, pixels: Float[Tensor, "i 3 h w"], tokens: Int[Tensor, "t n"]) -> Float[Tensor, "i t"]:
         """Cosine of every picture ([-1, 1], of any size) with every text."""
@@ -95,8 +100,15 @@ class Contrast(nn.Module):
         return F.normalize(pictures, dim=-1) @ F.normalize(texts, dim=-1).mT
 
     def loss(self, pixels: Float[Tensor, "b 3 h w"], tokens: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
-        """Cross-entropy of which text belongs to a picture and which picture to a text, half each (figure 3);
-        the scale ends at 100 (section 2.5)."""
+        """How wrong it is about who belongs to whom; the scale ends at 100 (section 2.5).
+
+        Without a bias: cross-entropy of which text belongs to a picture and which picture to a text, half
+        each (figure 3). With it: of whether each picture and each text belong together, summed over the texts
+        of a picture (Zhai et al. 2023, "SigLIP", algorithm 1).
+        """
         logits = self(pixels, tokens).float() * self.logit_scale.clamp_max(4.6052).exp()
+        if self.logit_bias is not None:
+            sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 for a pair, -1 for others
+            return -F.logsigmoid(sign * (logits + self.logit_bias)).sum(1).mean()
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2

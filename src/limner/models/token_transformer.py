@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limner.errors import EngineError
 from limner.nn.attention import attention, qk_norm
 from limner.nn.choice import Sampling, chances, choose, guided
 from limner.nn.norms import RMSNorm, SwiGLU
@@ -208,7 +209,8 @@ def continued(
     sampling: Sampling = Sampling(),
     cached: bool = True,  # keep keys and values; without, every step reads all again
 ) -> Iterator[Int[Tensor, "b m"]]:
-    """Draw the codes of pictures; yields all codes so far whenever a row of a grid is whole."""
+    """Draw the codes of pictures; yields all codes so far whenever a row of a grid is whole. Raises
+    EngineError where the logits of one are not finite."""
     config = model.config
     told = text if without is None else torch.cat([text, without])
     cache = Cache(config, len(told), model.position) if cached else None
@@ -220,6 +222,11 @@ def continued(
         logits = model.logits(known, 1 if within < 0 else 2)
         if without is not None:
             logits = guided(logits[: len(u)], logits[len(u) :], guidance)
+        if not logits.isfinite().all():
+            raise EngineError(
+                f"the logits of code {index + 1} hold values that are not finite. The weights are broken, or "
+                "the guidance is far too high"
+            )
         code = choose(chances(logits, sampling), u[:, index])
         codes = torch.cat([codes, code[:, None]], 1)
         if (index + 1) % config.side == 0 if within < 0 else (within + 1) % (2 * config.side) == 0:

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from limner.errors import EngineError, RequestError, WeightsError
-from limner.families import mini
+from limner.families import mini, mini_files
 from limner.families.base import TYPES, Wishes
 from limner.families.once import heard_once
 from limner.families.x4 import FACTOR, X4
@@ -77,7 +77,7 @@ def load(
     Raises RequestError when there is none of that name and for a wish that it cannot meet, and WeightsError
     when it is something else.
     """
-    name, path = str(model), Path(mini.FAMILY.folder or "") if model == "mini" else Path(model)
+    name, path = str(model), Path(mini_files.FAMILY.folder or "") if model == "mini" else Path(model)
     if dtype is not None and dtype not in TYPES:
         raise RequestError(f'there is no type "{dtype}"{suggestion(dtype, TYPES)}')
     if tile is not None and tile < 64:
@@ -92,7 +92,8 @@ def load(
         )
     path = path / mini.UPSCALER if path.is_dir() else path
     if not path.is_file():
-        raise RequestError(f'there is no upscaler "{name}"{suggestion(name, ["mini", "x4"])}')
+        nothing = f'there is no upscaler "{name}", nor a file or folder of that name'
+        raise RequestError(f"{nothing}{suggestion(name, ['mini', 'x4'])}")
     header.refuse_pickle(path)
     at, kind = pick_device(device), TYPES[dtype or "float32"]
     network: Network
@@ -101,7 +102,10 @@ def load(
         own = files.load(lambda: Upscaler(config), path, at).to(kind)
         network, factor, fold, radius = partial(_clean, own), config.factor, 1, config.depth + 2
     else:
-        found = identify_network(path)
+        try:
+            found = identify_network(path)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; an upscaler was looked for") from None
         gan = found.load(device=at, dtype=kind)
         if not isinstance(gan, RRDBNet | Compact):
             raise WeightsError(f"{path} is {found.title}, and no upscaler")
@@ -145,14 +149,19 @@ def in_tiles(
     )
 
 
+def check_scale(scale: float | None) -> None:
+    """Raises RequestError for what is below 1 or above 16; None passes."""
+    if scale is not None and not SCALES[0] <= scale <= SCALES[1]:
+        raise RequestError(f"scale lies between {SCALES[0]:g} and {SCALES[1]:g}, got {scale:g}")
+
+
 def enlarge(image: Image.Image, upscaler: Enlarger, scale: float | None = None) -> Image.Image:
     """An RGB or RGBA picture, `scale` times larger; None: as the upscaler does by itself.
 
     Raises RequestError for a scale below 1 or above 16, and for what would be too large.
     """
     scale = float(upscaler.factor) if scale is None else scale
-    if not SCALES[0] <= scale <= SCALES[1]:
-        raise RequestError(f"scale lies between {SCALES[0]:g} and {SCALES[1]:g}, got {scale:g}")
+    check_scale(scale)
     passes = 1
     while 1 < upscaler.factor**passes < scale:
         passes += 1

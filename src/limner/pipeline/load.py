@@ -1,6 +1,7 @@
 """From a name, a file or a folder to a pipeline that draws."""
 
 from dataclasses import fields
+from functools import partial
 from os.path import exists
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from limner.families.base import Family, Wishes
 from limner.pipeline.run import Pipeline
 from limner.util.devices import pick_device
 from limner.util.suggest import suggestion
-from limner.weights import detect, hub
+from limner.weights import described, detect, hub
 from limner.weights.folders import INDEX
+from limner.weights.published import ALL
 
 
 def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = Wishes()) -> Pipeline:
@@ -30,10 +32,16 @@ def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = W
         fit. ConfigError: no such device.
     """
     at = pick_device(device)
+    family, path = find(model, wishes)
+    return _loaded(family, path, at, wishes, str(model))
+
+
+def find(model: str | Path, wishes: Wishes = Wishes()) -> tuple[Family, Path]:
+    """Of which family a model is, and where its files lie; those on the hub are fetched. Raises as `load`."""
     name = str(model)
     built_in = FAMILIES[name].folder if name in FAMILIES else None
     if built_in is not None:
-        return _loaded(FAMILIES[name], built_in, at, wishes, name)
+        return FAMILIES[name], built_in
     path = hub.fetch(name, wishes.variant) if hub.is_id(name) else Path(model)
     if not exists(path):  # noqa: PTH110  # that of Path fails where a name is too long for a path
         offered = [family for family in FAMILIES if FAMILIES[family].folder]
@@ -47,9 +55,11 @@ def load(model: str | Path = "mini", *, device: str = "auto", wishes: Wishes = W
             "model_index.json, as diffusers saves models"
         )
     if family is None:
-        found = detect.identify(path, prediction=wishes.prediction, variant=wishes.variant)
+        own = described.unpublished(path)
+        look = partial(detect.identify, models=(*ALL, *own)) if own else detect.identify
+        found = look(path, prediction=wishes.prediction, variant=wishes.variant)
         family = FAMILIES[found.model.family]
-    return _loaded(family, path, at, wishes, name)
+    return family, path
 
 
 def _loaded(family: Family, path: Path, at: torch.device, wishes: Wishes, name: str) -> Pipeline:

@@ -38,8 +38,9 @@ class Picture:
                         f"{path} is {image.width}x{image.height}; {MOST_PIXELS:,} pixels are the most"
                     )
                 return cls(ImageOps.exif_transpose(image), str(path))
-        except FileNotFoundError:
-            raise RequestError(f"there is no picture {path}") from None
+        except (FileNotFoundError, IsADirectoryError):
+            folder = Path(path).is_dir()
+            raise RequestError(f"{path} is a folder" if folder else f"there is no picture {path}") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise RequestError(f"{path} is not a whole picture: {error}") from None
 

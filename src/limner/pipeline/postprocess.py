@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -111,36 +111,43 @@ def _strength(request: Request) -> float | None:
     return request.strength if request.image else None
 
 
-def save(image: Image.Image, folder: Path, record: Record) -> Path:
-    """Write a PNG with its record under the next free number: 00001-SEED-THE-PROMPT.png, ...-grid.png.
-
-    The file appears whole or not at all, and no file is ever overwritten. Raises RequestError when the folder
-    cannot be written to.
-    """
-    information = PngInfo()
-    information.add_text("parameters", infotext(record))
+def texts(record: Record) -> dict[str, str]:
+    """What a PNG says about itself: the infotext, and all that `replay` needs."""
     told = {
         "version": record.version,
         "weights": record.weights,
         "grid": record.grid,
         "request": record.request.to_dict(),
     }
-    information.add_text("limner", json.dumps(told))  # pure ASCII
+    return {"parameters": infotext(record), "limner": json.dumps(told)}  # the second is pure ASCII
+
+
+def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """A picture as a PNG file with these texts."""
+    information = PngInfo()
+    for name, text in texts.items():
+        information.add_text(name, text)
     encoded = io.BytesIO()
     image.save(encoded, "PNG", pnginfo=information)
+    return encoded.getvalue()
+
+
+def save(image: Image.Image, folder: Path, record: Record) -> Path:
+    """Write a PNG with its record under the next free number: 00001-SEED-THE-PROMPT.png, ...-grid.png.
+
+    The file appears whole or not at all, and no file is ever overwritten. Raises RequestError when the folder
+    cannot be written to.
+    """
+    data = png(image, texts(record))
     name = f"{record.request.seed}-{_slug(record.request.prompt)}{'-grid' if record.grid else ''}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write_new(folder, name, encoded.getvalue())
+        names = (f"{number:05d}-{name}" for number in count(_last_number(folder) + 1))
+        return write_new(folder, names, data)
     except OSError as error:
         raise RequestError(
             f"cannot save pictures in {folder}: {error.strerror}; choose another folder"
         ) from None
-
-
-def _write_new(folder: Path, name: str, data: bytes) -> Path:
-    """Under the next free number."""
-    return write_new(folder, (f"{number:05d}-{name}" for number in count(_last_number(folder) + 1)), data)
 
 
 def write_new(folder: Path, names: Iterator[str], data: bytes) -> Path:

@@ -35,6 +35,7 @@ NUMBERS = {  # least and most
     "end": (0, 1),
 }
 NAMES: dict[str, Collection[str]] = {"sampler": SAMPLERS, "grid": GRIDS}
+SIDES = (16, 8192)  # pixels, least and most
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: what Python makes of bytes that are not UTF-8
 
 
@@ -130,18 +131,14 @@ class Request:
             values.setdefault("prompt", "")
         if "prompt" not in values:
             raise RequestError("a request needs a prompt")
-        size = values.get("size")
-        if isinstance(size, str):
+        if isinstance(size := values.get("size"), str):
             values["size"] = parse_size(size)
-        elif isinstance(size, list):
-            values["size"] = tuple(size)
-        if isinstance(extend := values.get("extend"), list):
-            values["extend"] = tuple(extend)
-        for name in ("image", "mask", "vary"):
-            if values.get(name) is not None:
+        for name in ("size", "extend"):
+            if isinstance(sides := values.get(name), list):
+                values[name] = tuple(sides)
+        for name in ("image", "mask", "vary", "blend"):
+            if values.get(name) is not None and (name != "blend" or isinstance(values[name], Mapping)):
                 values[name] = Picture.read(values[name])
-        if isinstance(values.get("blend"), Mapping):
-            values["blend"] = Picture.read(values["blend"])
         if isinstance(controls := values.get("controls"), list):
             values["controls"] = tuple(_control(control) for control in controls)
         _check({field.name: field.default for field in fields(cls)} | values)
@@ -158,10 +155,7 @@ class Request:
         told = {
             name: value for name, value in values.items() if name not in extra or value != _DEFAULTS[name]
         }
-        plain = {name: _told(value) for name, value in told.items()}
-        if "extend" in plain:
-            plain["extend"] = list(self.extend)
-        return plain | {"size": None if self.size is None else list(self.size)}
+        return {name: _told(value) for name, value in told.items()}
 
 
 _PLAIN = [field.name for field in fields(Request)].index("grid")  # the settings before it are always told
@@ -171,9 +165,9 @@ _DEFAULTS = {field.name: field.default for field in fields(Request)}
 def _told(value: object) -> object:
     if isinstance(value, Picture):
         return value.told()
-    if isinstance(value, tuple) and all(isinstance(one, Control) for one in value):
-        return [{f.name: _told(getattr(one, f.name)) for f in fields(one)} for one in value]
-    return value
+    if isinstance(value, Control):
+        return {field.name: _told(getattr(value, field.name)) for field in fields(value)}
+    return [_told(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _control(told: object) -> Control:
@@ -189,7 +183,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from "192" or "WIDTHxHEIGHT", as people write it. Raises RequestError otherwise."""
     match = re.fullmatch(r"\s*([0-9]{1,6})(?:\s*[xX×]\s*([0-9]{1,6}))?\s*", text)
     if match is None:
-        raise RequestError(f'a size is a side such as 192 or WIDTHxHEIGHT such as 192x192, got "{text}"')
+        told = "a side such as 192 or WIDTHxHEIGHT such as 192x192, each {} to {} pixels".format(*SIDES)
+        raise RequestError(f'a size is {told}, got "{text}"')
     width = int(match[1])
     return (int(match[2]) if match[2] else width), width
 
@@ -205,11 +200,11 @@ def parse_sides(text: str) -> tuple[int, int, int, int]:
 
 def _check(values: Mapping[str, object]) -> None:
     """Raise RequestError unless these values, one for each field, are a request."""
-    for name in ("prompt", "negative_prompt"):
+    for name in ("prompt", "negative_prompt", "blend"):
         text = values[name]
-        if not isinstance(text, str):
+        if not isinstance(text, str) and name != "blend":
             raise RequestError(f"{name} is text, got {text!r}")
-        if len(text) > LONGEST_PROMPT:
+        if isinstance(text, str) and len(text) > LONGEST_PROMPT:
             raise RequestError(f"{name} has {len(text)} characters; {LONGEST_PROMPT} is the most")
     for name in ("sampler", "style", "model", "grid", "refiner", "emphasis"):
         if not isinstance(values[name], str if name == "emphasis" else str | None):
@@ -218,10 +213,11 @@ def _check(values: Mapping[str, object]) -> None:
         if isinstance(text, str) and (broken := SURROGATE.search(text)):
             raise RequestError(f"{name} is not Unicode at character {broken.start()}; type it in UTF-8")
     count = _whole("count", values["count"], 1, 64)
-    if values["seed"] is not None:
-        _whole("seed", values["seed"], 0, SEED_LIMIT - count)
-    if values["steps"] is not None:
-        _whole("steps", values["steps"], 1, 1000)
+    spans = {"seed": (0, SEED_LIMIT - count), "steps": (1, 1000), "top_k": (0, 100_000), "clip_skip": (1, 32)}
+    spans |= {"feather": (0, 256), "rerank": (1, 64)}
+    for name, (low, high) in spans.items():
+        if values[name] is not None or name in ("feather", "rerank"):
+            _whole(name, values[name], low, high)
     for name in NUMBERS.keys() & values.keys():
         if values[name] is not None or name not in ("guidance", "temperature", "top_p"):
             _number(name, values[name])
@@ -234,8 +230,6 @@ def _check(values: Mapping[str, object]) -> None:
             raise RequestError(f"{name} is a Picture, got {values[name]!r}; see Picture.open")
     if not isinstance(values["blend"], Picture | str | None):
         raise RequestError(f"blend is a text or a Picture, got {values['blend']!r}; see Picture.open")
-    if isinstance(values["blend"], str) and len(values["blend"]) > LONGEST_PROMPT:
-        raise RequestError(f"blend has {len(values['blend'])} characters; {LONGEST_PROMPT} is the most")
     if values["mask"] is not None and values["image"] is None:
         raise RequestError("a mask needs the image that it belongs to")
     extend = values["extend"]
@@ -250,12 +244,6 @@ def _check(values: Mapping[str, object]) -> None:
     controls = values["controls"]
     if not isinstance(controls, tuple) or not all(isinstance(one, Control) for one in controls):
         raise RequestError(f"controls is a tuple of Control, got {controls!r}")
-    _whole("feather", values["feather"], 0, 256)
-    _whole("rerank", values["rerank"], 1, 64)
-    if values["top_k"] is not None:
-        _whole("top_k", values["top_k"], 0, 100_000)
-    if values["clip_skip"] is not None:
-        _whole("clip_skip", values["clip_skip"], 1, 32)
     for name in ("tiling", "transparent"):
         if not isinstance(values[name], bool):
             raise RequestError(f"{name} is true or false, got {values[name]!r}")
@@ -263,7 +251,7 @@ def _check(values: Mapping[str, object]) -> None:
         if not isinstance(size, tuple) or len(size) != 2:
             raise RequestError(f"size is (height, width) in pixels, got {size!r}")
         for name, side in zip(("height", "width"), size, strict=True):
-            _whole(name, side, 16, 8192)
+            _whole(name, side, *SIDES)
 
 
 def _number(name: str, value: object) -> None:

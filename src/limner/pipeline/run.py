@@ -13,6 +13,7 @@ from torch import Tensor
 from limner.diffusion.samplers import Step
 from limner.errors import EngineError, RequestError
 from limner.families.base import BY_TOKENS, Model, Order, Plan
+from limner.families.stages import Stage
 from limner.pipeline.order import cut_out, order_of, size_of
 from limner.pipeline.picture import Picture
 from limner.pipeline.request import Request
@@ -28,9 +29,7 @@ class Progress:
     index: int  # 0 ... total - 1
     total: int
     stage: str  # whose step it was
-    preview: Float[
-        Tensor, "b 3 h w"
-    ]  # the pictures as they look now, roughly in [-1, 1], at the stage's size
+    preview: Float[Tensor, "b 3 h w"]  # the pictures as they look now, roughly in [-1, 1], of any size
     result: Result | None = None  # in the last one
 
 
@@ -98,7 +97,7 @@ class Pipeline:
             steps=defaults.steps if request.steps is None else request.steps,
             guidance=defaults.guidance if request.guidance is None else request.guidance,
             sampler=request.sampler or defaults.sampler,
-            size=request.size or size_of(request, defaults.size),
+            size=request.size or size_of(request, defaults.size, defaults.factor, square=defaults.square),
             grid=request.grid or defaults.grid,
             model=self.name,
         )
@@ -110,46 +109,71 @@ class Pipeline:
         Picture i of a request with seed s is, bit for bit on the CPU, the single picture of seed s + i.
         Raises RequestError for what the model cannot do, and EngineError when the numbers break down.
         """
-        request = self.resolve(request)
+        ready = self.ready(request)
+        for seen in walk(ready.plan.stages, ready.seeds):
+            last = seen.index == seen.total - 1
+            yield replace(seen, result=self.finished(ready, seen.preview)) if last else seen
+
+    def ready(self, request: Request) -> "Ready":
+        """All that is settled before the first step. Raises RequestError for what the model cannot do."""
+        asked, request = request, self.resolve(request)
         order = order_of(request)
         plan = self.model.plan(order)
         _refuse_tokens(order, plan)
+        if asked.sampler and plan.by_tokens:
+            told = "sampler was left out: this model draws token by token"
+            plan = replace(plan, notices=(*plan.notices, told))
         assert request.seed is not None  # resolved
         seeds = tuple(range(request.seed, request.seed + request.count))
-        noise = NoiseSource(seeds)
-        total = sum(stage.steps for stage in plan.stages)
-        pixels: Tensor | None = None
-        done = 0
-        for stage in plan.stages:
-            for step in _told_of_memory(stage.run(pixels, noise), stage.name):
-                done += 1
-                if done < total:
-                    yield Progress(index=done - 1, total=total, stage=stage.name, preview=stage.look(step.x0))
-            pixels = step.x
-            _check_finite(pixels, seeds, stage.name)
-        assert pixels is not None  # a plan has stages
-        images = _finish(pixels, request.size if request.enlarge == 1 else None)
-        if request.transparent:
-            images = cut_out(images, order)
-        result = Result(
-            images=images,
-            seeds=seeds,
-            request=request,
+        return Ready(request=request, order=order, plan=plan, seeds=seeds)
+
+    def finished(self, ready: "Ready", pixels: Float[Tensor, "b 3 h w"]) -> Result:
+        """What came of a request, of the pixels that its plan has drawn."""
+        images = _finish(pixels, ready.request.size if ready.request.enlarge == 1 else None)
+        return Result(
+            images=cut_out(images, ready.order) if ready.request.transparent else images,
+            seeds=ready.seeds,
+            request=ready.request,
             weights=self.model.fingerprint,
-            notices=plan.notices,
-            warnings=plan.warnings,
+            notices=ready.plan.notices,
+            warnings=ready.plan.warnings,
         )
-        yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels, result=result)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ready:
+    """A request that has been read, and can be drawn."""
+
+    request: Request  # with every choice made
+    order: Order
+    plan: Plan
+    seeds: tuple[int, ...]  # of its pictures
+
+
+def walk(stages: tuple[Stage, ...], seeds: tuple[int, ...]) -> Iterator[Progress]:
+    """The steps of all stages, one picture for each seed; the last one's preview is what they have drawn.
+    Raises EngineError as `Pipeline.generate` does."""
+    noise = NoiseSource(seeds)
+    total = sum(stage.steps for stage in stages)
+    pixels: Tensor | None = None
+    done = 0
+    for stage in stages:
+        for step in _told_of_memory(stage.run(pixels, noise), stage.name):
+            done += 1
+            if done < total:
+                yield Progress(index=done - 1, total=total, stage=stage.name, preview=stage.look(step.x0))
+        pixels = step.x
+        _check_finite(pixels, seeds, stage.name)
+    assert pixels is not None  # a plan has stages
+    yield Progress(index=total - 1, total=total, stage=stage.name, preview=pixels)
 
 
 def _refuse_tokens(order: Order, plan: Plan) -> None:
     """Raise RequestError for wishes about tokens where a plan draws none."""
     wishes = [name for name in order.beyond() if name in BY_TOKENS]
     if wishes and not plan.by_tokens:
-        raise RequestError(
-            f"{', '.join(wishes)}: only models that draw token by token, such as DALL-E, can use that; "
-            "leave it out"
-        )
+        told = ", ".join(wishes)
+        raise RequestError(f"{told}: only models that draw token by token can use that; leave it out")
 
 
 def _told_of_memory(steps: Iterator[Step], stage: str) -> Iterator[Step]:

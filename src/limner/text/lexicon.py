@@ -10,7 +10,8 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -129,6 +130,14 @@ class Lexicon:
         key = surface_key(said)
         return key in self.objects or key in FIXED or key.replace(" ", "") in self._squashed
 
+    def with_words(self, learned: Mapping[str, tuple[str, ...]]) -> "Lexicon":
+        """This lexicon with further words, {what is typed: its tokens}; they come before words of its own
+        that are typed alike."""
+        more = copy(self)
+        forms = {surface_key(said): Form("learned", tokens, said) for said, tokens in learned.items()}
+        more.objects = self.objects | forms
+        return more
+
     def read(self, prompt: str, known: frozenset[str] | None = None) -> Reading:
         """Read a prompt into canonical words; any string is read, none raises.
 
@@ -174,7 +183,7 @@ class Lexicon:
                 )
                 if form.kind == "count":
                     many = form.words != ("one",)
-                elif form.kind not in ("colour", "size"):
+                elif form.kind not in ("colour", "size", "learned"):
                     many = False
             position += length
         return Reading(parts=tuple(parts))
@@ -277,7 +286,7 @@ class Lexicon:
         return (
             last != "and"
             and form is not None
-            and (form.kind in ("object", "setting") or form.words in GROUNDS)
+            and (form.kind in ("object", "setting", "learned") or form.words in GROUNDS)
         )
 
     def _covered(self, said: Sequence[Said], start: int, length: int, known: frozenset[str] | None) -> bool:
@@ -328,7 +337,8 @@ class Lexicon:
 
     def _usable(self, said: str, known: frozenset[str] | None) -> bool:
         form = self.objects.get(surface_key(said))
-        return form is None or surface_key(said) in FIXED or learned(form, known)
+        taught = form is not None and form.kind == "learned"
+        return form is None or taught or surface_key(said) in FIXED or learned(form, known)
 
     def _close(self, key: str) -> list[tuple[float, str]]:
         """(similarity, expression) of those spelled much like `key`; shared letter pairs choose whom to

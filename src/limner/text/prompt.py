@@ -209,14 +209,6 @@ SPECIAL = re.compile(r"[\\()\[\]] | < (?=\w) | \b (?:AND|BREAK) \b", re.VERBOSE)
 MARK = re.compile(r"[:|]")
 
 
-def without_networks(text: str) -> tuple[str, Prompt]:
-    """The text without its `<kind:...>`, and a prompt of those alone, for models that read the words in their
-    own way."""
-    prompt = parse(text)
-    bare = NETWORK.sub(lambda match: match[0] if match["kind"] is None else "", text)
-    return bare if prompt.networks else text, Prompt((Part(()),), prompt.networks)
-
-
 def parse(text: str, *, compose: bool = True) -> Prompt:
     """The tree of a prompt. Every text is one; what is no syntax is read as words. Linear in its length.
 

@@ -9,8 +9,8 @@ from typing import Literal
 from limner.text import words
 
 Kind = Literal[
-    "object", "colour", "count", "size", "relation", "setting", "style", "function", "quote", "dropped",
-    "unknown"
+    "object", "colour", "count", "size", "relation", "setting", "style", "function", "learned", "quote",
+    "dropped", "unknown"
 ]  # fmt: skip
 
 NOT_A_WORD = "not in the lexicon"

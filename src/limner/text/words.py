@@ -95,6 +95,7 @@ DROPPED: tuple[str, ...] = (
 
 PLURAL, QUOTE, SPACE = "<plural>", "<quote>", "<space>"
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+LEARNED = "<learned "  # begins the tokens of a word that was taught to a model later
 SPECIALS: tuple[str, ...] = (PAD, BOS, EOS, UNK)
 LETTERS: tuple[str, ...] = tuple(f"<{letter}>" for letter in "abcdefghijklmnopqrstuvwxyz0123456789")
 
@@ -181,5 +182,7 @@ def _letter(word: str) -> str:
         return "m"
     if word == PLURAL:
         return "p"
+    if word.startswith(LEARNED):
+        return "m"  # "a sks dog", and also "a sks": like "orange" it may stand before a noun or for one
     fixed = word in SPECIALS or word in LETTERS or word in (QUOTE, SPACE)
     return "x" if fixed or any(word in members for members in CLASSES.values()) else "n"

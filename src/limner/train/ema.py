@@ -1,7 +1,9 @@
 """A running average of the weights, which draws better than the weights themselves."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from limner.errors import ConfigError
@@ -24,23 +26,39 @@ def exponent(width: float) -> float:
 
 
 class EMA:
-    """Average of a model's parameters whose memory grows with the run (Karras et al. 2024, section 3.1)."""
+    """Average of parameters whose memory grows with the run (Karras et al. 2024, section 3.1).
 
-    def __init__(self, model: nn.Module, width: float) -> None:
+    `parameters`, by name, are those that a run changes; they are read at every update. The average lies as
+    they do: where they are spread over processes, so is it.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], width: float) -> None:
         self.gamma = exponent(width)
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.parameters = dict(parameters)
+        self.weights = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, images_seen: int, batch: int) -> None:
+    def update(self, images_seen: int, batch: int) -> None:
         """Take in the weights after `images_seen` pictures, `batch` of them in the last step."""
         beta = max(0.0, 1 - batch / images_seen) ** (self.gamma + 1)  # eq. 127
-        for name, p in model.named_parameters():
+        for name, p in self.parameters.items():
             self.weights[name].lerp_(p.detach(), 1 - beta)
 
-    def copy_to(self, model: nn.Module) -> None:
-        """Load the average into `model`."""
-        model.load_state_dict(self.weights, strict=True)
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands in the parameters' place; what they held is put back afterwards."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        try:
+            self._put(self.weights)
+            yield
+        finally:
+            self._put(kept)
 
     def state(self) -> dict[str, Tensor]:
         """The averaged parameters by name; not copies."""
         return self.weights
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(values[name])

@@ -13,7 +13,9 @@ from limner.errors import WeightsError
 from limner.text.clip_tokenizer import CLIPTokenizer
 from limner.weights import detect, folders, single_file
 from limner.weights.header import refuse_pickle
+from limner.weights.inspect import called, own_networks
 from limner.weights.parts import Model
+from limner.weights.parts_cascade import STAGES
 from limner.weights.published import ALL
 from limner.weights.unpickle import copy_tensors
 
@@ -67,6 +69,7 @@ def _convert(
             notices = _copied(path, copy)
             more = _convert(copy, target, to or "single", dtype, said, models)[1]
         return target, notices + more
+    _refuse_several(path)
     found = detect.identify(path, prediction=prediction, models=models)
     to = to or found.layout
     target = out or _beside(path, to, dtype)
@@ -102,6 +105,19 @@ def _convert(
         if unmade := _unmade(found.model, tensors, extras):
             return target, (*found.notices, unmade)
     return target, found.notices
+
+
+def _refuse_several(path: Path) -> None:
+    """Raises WeightsError for a folder of several models, and for one that nobody else has a naming for."""
+    if not path.is_dir() or (path / folders.INDEX).is_file():
+        return
+    if stages := folders.stages(path, STAGES):
+        told = ", ".join(map(str, stages))
+        raise WeightsError(f"{path} is a cascade, and no one model; convert its stages one by one: {told}")
+    if own := own_networks(path):
+        raise WeightsError(
+            f"{path} is {called(own)}: no other program has a naming for it, so that it cannot be converted"
+        )
 
 
 def _unmade(model: Model, parts: Iterable[str], extras: Iterable[str]) -> str | None:

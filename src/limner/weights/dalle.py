@@ -2,7 +2,7 @@
 judge of the results."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,8 +11,11 @@ from limner.errors import WeightsError
 from limner.models.contrast import Contrast, ContrastConfig
 from limner.models.token_transformer import TokenTransformer, TokenTransformerConfig
 from limner.models.vqvae import VQVAE, VQVAEConfig
+from limner.text.clip_tokenizer import END
 from limner.text.tokenizers import WordTokenizer
 from limner.weights import files, header
+
+CLIP_TOKENS = "clip"  # of networks that read captions as CLIP does
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,6 +46,17 @@ def load_prior(path: Path, vqvae: Path, device: torch.device | None = None) -> t
             "run's weights that the [ar_prior] run was given beside it"
         )
     return files.load(lambda: TokenTransformer(shape), path, device), _said(metadata, shape.vocabulary, path)
+
+
+def load_contrast_of_files(path: Path, device: torch.device | None = None) -> Contrast:
+    """The network that a [clip] run over files has written, which reads CLIP's tokens. Raises WeightsError,
+    also for one of the drawn world."""
+    metadata = header.read_metadata(path)
+    shape = header.network_config(metadata, "Contrast", ContrastConfig, path)
+    if metadata.get("tokens") != json.dumps(CLIP_TOKENS):
+        raise WeightsError(f"{path} reads the words of the drawn world; train one with clip.files")
+    whole = replace(shape, vocabulary=END + 1, end=END)
+    return files.load(lambda: Contrast(whole), path, device)
 
 
 def load_contrast(path: Path, device: torch.device | None = None) -> tuple[Contrast, Said]:

@@ -103,7 +103,10 @@ def identify(
         )
     found = prediction or said or model.predictions[0]
     if found not in model.predictions:
-        raise WeightsError(f"a {model.title} predicts {' or '.join(model.predictions)}, not {found!r}")
+        advice = "; leave prediction out" if prediction and len(model.predictions) == 1 else ""
+        raise WeightsError(
+            f"a {model.title} predicts {' or '.join(model.predictions)}, not {found!r}{advice}"
+        )
     return Found(
         model=model,
         path=path,
@@ -230,7 +233,7 @@ def _model(
     for model in (models[number] for number in likely):
         found, strange = _apart(model, layout, tensors, classes or {})
         problems = {
-            part.folder: differences(part, layout, found.get(part.folder, {}))
+            part.folder: _compared(path, part, layout, found.get(part.folder, {}))
             for part in model.parts
             if found.get(part.folder) or part.folder not in model.optional
         }
@@ -246,6 +249,17 @@ def _model(
     raise WeightsError(
         f"{path} is no model that Limner knows. It resembles {best[1].title} most, but: {best[2]}"
     )
+
+
+def _compared(path: Path, part: Part, layout: Layout, tensors: Mapping[str, Tensor]) -> Differences:
+    """As `differences`. Raises WeightsError for a part of one's own size of which no network can be built."""
+    try:
+        _wanted(part)
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise WeightsError(
+            f"{path / part.folder / 'config.json'} describes no network that can be built: {error}"
+        ) from None
+    return differences(part, layout, tensors)
 
 
 def _unlike(model: Model, layout: Layout, tensors: Mapping[str, object]) -> float:

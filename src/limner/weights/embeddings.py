@@ -59,6 +59,34 @@ def read(path: Path) -> Embedding:
     return Embedding(name, vectors)
 
 
+def spellable(name: str) -> bool:
+    """Whether a word can be written and read back under this name."""
+    return bool(name.strip()) and name == name.strip() and name not in ENCODERS and "." not in name
+
+
+def write(path: Path, embedding: Embedding, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a word: one tensor called after it for one text encoder, as diffusers does, and clip_l and clip_g
+    for two; then the file's own name is what to type.
+
+    Raises WeightsError for a name that cannot be written, for other encoders, and for more than 75 vectors.
+    """
+    names = {encoder: key for key, encoder in ENCODERS.items()}
+    lone = len(embedding.vectors) == 1
+    if not spellable(embedding.name) or (not lone and path.stem != embedding.name):
+        raise WeightsError(
+            f"a word cannot be written as {embedding.name!r} to {path.name}: names have no dot, and those of "
+            "two encoders are the file's own"
+        )
+    long = any(len(rows) > MOST for rows in embedding.vectors.values())
+    if long or not set(embedding.vectors) <= set(names):
+        raise WeightsError(f"{path.name}: words have 1 to {MOST} vectors for {' and '.join(sorted(names))}")
+    two = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    tensors = {
+        embedding.name if lone else two[encoder]: rows.detach() for encoder, rows in embedding.vectors.items()
+    }
+    files.save(tensors, path, metadata or {})
+
+
 def check(embedding: Embedding, widths: Mapping[str, int]) -> None:
     """Raises WeightsError unless the embedding has vectors of just these `widths`, {text encoder: width}."""
     held = {encoder: rows.shape[1] for encoder, rows in embedding.vectors.items()}

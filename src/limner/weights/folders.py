@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import WeightsError
-from limner.weights import files, header
+from limner.weights import files, header, numbers
 from limner.weights.keymap import to_theirs
 from limner.weights.parts import Model
 
@@ -52,11 +52,20 @@ def read(path: Path, variant: str | None = None) -> Folder:
             if entry[1] in LEFT_OUT and not (path / name).is_dir():
                 continue
             tensors[name], notice = read_part(path / name, variant)
-            settings[name] = files.read_json(path / name / "config.json")
+            settings[name] = numbers.network(path / name / "config.json")
             classes[name] = entry[1]
             notices += notice
-    tables = {file.parent.name: files.read_json(file) for file in sorted(path.glob(f"*/{PATH_FILE}"))}
-    return Folder(tensors, settings, classes, tables, tuple(notices))
+    return Folder(tensors, settings, classes, samplers(path), tuple(notices))
+
+
+def stages(path: Path, names: tuple[str, ...]) -> list[Path]:
+    """The diffusers folders in a folder that is none, of those that are called so."""
+    return [path / name for name in names if (path / name / INDEX).is_file()]
+
+
+def samplers(path: Path) -> dict[str, dict[str, object]]:
+    """{folder of a sampler: its PATH_FILE}. Raises WeightsError for a number that is none."""
+    return {file.parent.name: numbers.sampler(file) for file in sorted(path.glob(f"*/{PATH_FILE}"))}
 
 
 def prediction(path: Path, table: Mapping[str, object]) -> str:

@@ -12,6 +12,7 @@ from limner.errors import WeightsError
 
 Config = TypeVar("Config")
 LONGEST = 16_000_000  # bytes of a header that is still believed
+UNLIKELY = 2**40  # bytes of a header; what begins so and has none is a text, a picture or the like
 SIZES = {  # bytes of one number of each type
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -64,6 +65,8 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if size < 9 or (length > UNLIKELY and file.read(1) != b"{"):
+                raise WeightsError(f"{path} is no safetensors file; give one, or a folder with some")
             if not 2 <= length <= min(LONGEST, size - 8):
                 raise ValueError(f"a header of {length} bytes")
             said = json.loads(file.read(length), object_pairs_hook=_once)
@@ -129,7 +132,8 @@ def network_config(metadata: dict[str, str], kind: str, config: type[Config], pa
     value = _parsed(metadata, "network", path)
     if not isinstance(value, dict) or not isinstance(value.get(kind), dict):
         held = ", ".join(value) if isinstance(value, dict) else repr(value)
-        raise WeightsError(f"{path} holds the network {held}; here a {kind} is needed")
+        told = f"the network {held}" if held.strip() else "a network without a name"
+        raise WeightsError(f"{path} holds {told}; here a {kind} is needed")
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     if unknown := sorted(set(value[kind]) - known):
         raise WeightsError(f"{path}: a {kind} has no {', '.join(unknown)}; is Limner older than this file?")

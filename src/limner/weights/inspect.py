@@ -11,6 +11,7 @@ from limner.errors import WeightsError
 from limner.weights import detect, embeddings, files, folders, header, lora
 from limner.weights.header import refuse_pickle
 from limner.weights.parts import Model
+from limner.weights.parts_cascade import STAGES
 from limner.weights.published import ALL
 from limner.weights.standalone import Standalone, candidates, identify_network
 
@@ -53,11 +54,16 @@ def inspect(
     models: Sequence[Model] = ALL,
     kinds: tuple[Standalone, ...] | None = None,  # of networks alone; None: all known
 ) -> Report:
-    """What `path` is: a model, a network alone, a LoRA, an embedding, or a file of Limner's own.
+    """What `path` is: a model, a cascade, a network alone, a LoRA, an embedding, or a file or folder of
+    Limner's own.
 
     Raises WeightsError for a pickle, for a broken file, and for what is none of them: with what it resembles.
     """
     if path.is_dir() and not (path / folders.INDEX).is_file():
+        if stages := folders.stages(path, STAGES):
+            return _of_cascade({one.name: detect.identify(one, models=models) for one in stages})
+        if own := own_networks(path):
+            return _of_own(own)
         network = identify_network(path, kinds)
         return _report(network.title, {"network": network.tensors}, {}, {}, network.notices)
     if path.is_dir():
@@ -87,6 +93,31 @@ def inspect(
     ):
         return _report(network_found.title, {"network": tensors}, {}, metadata)
     return _of_model(detect.identify(path, models=models))
+
+
+def own_networks(folder: Path) -> dict[str, Path]:
+    """{what it is: its file} of the networks in a folder that Limner wrote."""
+    said = {path: header.read_metadata(path).get("network") for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: path for path, network in said.items() if network is not None}
+
+
+def called(own: Mapping[str, Path]) -> str:
+    """What a folder with these networks is."""
+    whole = "a DALL-E" if {"vqvae", "prior"} <= own.keys() else "a model"
+    return f"{whole} of Limner's own training, a folder of {len(own)} networks"
+
+
+def _of_own(own: Mapping[str, Path]) -> Report:
+    said = {name: header.read_metadata(path) for name, path in own.items()}
+    facts = {name: " ".join(metadata["network"].split())[:100] for name, metadata in said.items()}
+    return _report(called(own), {name: files.read(path) for name, path in own.items()}, facts, {})
+
+
+def _of_cascade(stages: Mapping[str, detect.Found]) -> Report:
+    facts = {name: found.model.title for name, found in stages.items()}
+    parts = {f"{name}/{part}": held for name, one in stages.items() for part, held in one.tensors.items()}
+    notices = tuple(f"{name}: {said}" for name, found in stages.items() for said in found.notices)
+    return _report(f"a cascade, a folder of {len(stages)} stages", parts, facts, {}, notices)
 
 
 def _of_model(found: detect.Found) -> Report:

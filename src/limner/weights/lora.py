@@ -6,24 +6,30 @@ diffusers   unet.down_blocks.0...to_q.lora.down.weight, .lora_A.weight, text_enc
             and the oldest: unet....attn1.processor.to_q_lora.down.weight, ...self_attn.to_q_lora.down.weight
 PEFT        base_model.model.down_blocks.0...to_q.lora_A.weight; alpha in adapter_config.json
 
+bundled     beside either, bundle_emb.WORD.emb_params: words that were learned with them (A1111, OneTrainer)
+
 Of transformers (SD3, FLUX) the parts are called transformer. and lora_unet_ or lora_transformer_; kohya, and
 the makers of FLUX, update there what lies in one layer of the original files and in several of ours.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from limner.errors import WeightsError
+from limner.errors import RequestError, WeightsError
 from limner.nn import lora
 from limner.nn.lora import Update
+from limner.util.suggest import suggestion
 from limner.weights import files, header
-from limner.weights.keymap import KeyMap, Rule, listing, sources
+from limner.weights.keymap import POINTWISE_TO_LINEAR, KeyMap, Rule, listing, sources
 
 PARTS = {  # how a spelled name begins -> the part of the model; the longest first
     "lora_unet_": "unet",
@@ -55,6 +61,9 @@ SIDES = {
 }
 ALONE = ("img_in", "txt_in")  # layers of FLUX whose names have no part before them
 OLDEST = re.compile(r"(.*?)(?:\.processor)?\.to_([qkv]|out)_lora\.(down|up)\.weight")
+BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)")
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+Spelling = Literal["diffusers", "kohya"]
 PATTERN = re.compile(r"\^?[\w.-]+")  # a name in PEFT's alpha_pattern: the layer's end, or all of it after ^
 
 
@@ -65,6 +74,7 @@ class LoRA:
     path: Path
     updates: Mapping[tuple[str, str], Update]  # (part, or "" where the file does not say; name)
     metadata: Mapping[str, str]
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # word -> {encoder's name: rows}
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -102,7 +112,7 @@ def place(network: nn.Module, *maps: KeyMap) -> Place:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether every tensor's name is one that LoRA files have."""
-    every = [_split(name) for name in names]
+    every = [_split(name) for name in names if not BUNDLED.fullmatch(name)]
     return bool(every) and all(split is not None for split in every)
 
 
@@ -116,8 +126,11 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pat
     """The updates among the tensors of the file at `path`. Raises as `read` does."""
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
+    words: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if (split := _split(name)) is None:
+        if bundled := BUNDLED.fullmatch(name):
+            words.setdefault(bundled[1], {})[bundled[2]] = tensor
+        elif (split := _split(name)) is None:
             unknown.append(name)
         else:
             halves.setdefault(split[:2], {})[split[2]] = tensor
@@ -129,7 +142,28 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pat
         raise WeightsError(f"{path} has one half only of {listing(single)}")
     settings = _settings(path, metadata)
     updates = {key: _update(path, key, found, settings) for key, found in halves.items()}
-    return LoRA(path, updates, metadata)
+    return LoRA(path, updates, metadata, words)
+
+
+def find(name: str, folder: Path | None) -> Path:
+    """The file that `<lora:NAME>` means: a file of that name in or below `folder`, or the path of one there,
+    with or without its ending. A prompt, which may be a stranger's, opens nothing outside the folder. Raises
+    RequestError where there is none."""
+    if folder is None:
+        raise RequestError(
+            f"<lora:{name}> names a file, and no folder of LoRAs was given; say where with --loras"
+        )
+    top = os.path.abspath(folder)  # noqa: PTH100 (keeps links: what the folder links to is in it)
+    said = f"{name.removesuffix('.safetensors')}.safetensors"
+    for at in (folder / said, Path(said)):
+        path = Path(os.path.abspath(at))  # noqa: PTH100
+        if path.is_relative_to(top) and os.path.isfile(path):  # noqa: PTH113 (False for endless names, too)
+            return path
+    known = sorted(folder.rglob("*.safetensors"))
+    for path in known:
+        if name in (path.stem, path.name):
+            return path
+    raise RequestError(f'there is no LoRA "{name}" in {folder}{suggestion(name, [p.stem for p in known])}')
 
 
 def match(file: LoRA, places: Mapping[str, Place]) -> tuple[dict[str, dict[str, Update]], tuple[str, ...]]:
@@ -217,6 +251,98 @@ def attach(
             lora.detach(places[part].network, name)
         raise WeightsError(f"{file.path}: {error}") from None
     return unmatched
+
+
+def published(keys: KeyMap, layers: Sequence[str]) -> dict[str, tuple[str, Rule]]:
+    """{layer of ours: (its published name, its rule)} of those layers whose updates can be written: those
+    that lie alone in a published one."""
+    every = sources(keys, [f"{layer}.weight" for layer in layers])
+    return {
+        ours[0].removesuffix(".weight"): (theirs.removesuffix(".weight"), rule)
+        for theirs, (rule, ours) in every.items()
+        if len(ours) == 1 and theirs.endswith(".weight")
+        if rule.change is None or rule.change.rows or rule.change is POINTWISE_TO_LINEAR
+    }
+
+
+def write(
+    path: Path,
+    updates: Mapping[str, Mapping[str, Update]],
+    keys: Mapping[str, KeyMap],
+    *,
+    spelling: Spelling = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    words: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write {part: {layer of ours: update}} as a LoRA file; `keys` are the published names of each part's
+    tensors. diffusers reads the rank off the tensors and alpha out of the metadata, which are added here to
+    those given; kohya's spelling has alpha beside each update. `words`, {word: {text encoder: rows}}, are
+    bundled.
+
+    Raises WeightsError for a layer without a published name of its own, and for parts that kohya has no
+    spelling for.
+    """
+    tensors: dict[str, Tensor] = {}
+    told: dict[str, object] = {}
+    if spelling == "kohya" and (odd := sorted(set(updates) - set(KOHYA))):
+        raise WeightsError(f"kohya's trainers spell no updates of {listing(odd)}; write them for diffusers")
+    for part, laid in updates.items():
+        names = published(keys[part], list(laid))
+        if lost := [layer for layer in laid if layer not in names]:
+            raise WeightsError(f"no published name for the updates of {listing(lost)} ({part})")
+        start = KOHYA.get(part, "")
+        if start.startswith("lora_te") and "text_encoder_2" not in updates and "text_encoder_2" not in keys:
+            start = "lora_te_"  # of the models with one
+        for layer, update in laid.items():
+            theirs, rule = names[layer]
+            down, up = _as_published(update, rule)
+            if spelling == "kohya":
+                at = start + theirs.replace(".", "_")
+                tensors |= {f"{at}.lora_down.weight": down, f"{at}.lora_up.weight": up}
+                tensors[f"{at}.alpha"] = torch.tensor(update.scale * update.rank)
+            else:
+                tensors |= {f"{part}.{theirs}.lora_A.weight": down, f"{part}.{theirs}.lora_B.weight": up}
+        if laid and spelling == "diffusers":
+            told |= {f"{part}.{key}": value for key, value in _as_peft_says(laid, names).items()}
+    for word, rows in (words or {}).items():
+        called = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"} if len(rows) > 1 else {}
+        tensors |= {
+            f"bundle_emb.{word}.{called.get(encoder, 'emb_params')}": row.detach()
+            for encoder, row in rows.items()
+        }
+    adapter = {"lora_adapter_metadata": json.dumps(told, sort_keys=True)} if told else {}
+    files.save(tensors, path, dict(metadata or {}) | adapter)
+
+
+def _as_published(update: Update, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Both sides in the form of the published layer."""
+    down, up = update.down.detach(), update.up.detach()
+    if rule.change is not None and rule.change.rows:
+        up = rule.change.write(up)
+    elif rule.change is not None and down.ndim == 2:  # a 1x1 convolution there
+        down, up = rearrange(down, "r i -> r i 1 1"), rearrange(up, "o r -> o r 1 1")
+    return down, up
+
+
+def _as_peft_says(laid: Mapping[str, Update], names: Mapping[str, tuple[str, Rule]]) -> dict[str, object]:
+    """What PEFT has in adapter_config.json: rank and alpha of most layers, and what others have."""
+    ranks = {names[layer][0]: update.rank for layer, update in laid.items()}
+    alphas = {names[layer][0]: update.scale * update.rank for layer, update in laid.items()}
+    rank, alpha = (_usual(list(values.values())) for values in (ranks, alphas))
+    return {
+        "r": int(rank),
+        "lora_alpha": alpha,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "target_modules": sorted(ranks),
+        "peft_type": "LORA",
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def _usual(values: Sequence[float | int]) -> float:
+    return float(max(set(values), key=lambda value: (values.count(value), value)))
 
 
 def _split(name: str) -> tuple[str, str, str] | None:

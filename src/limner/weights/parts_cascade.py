@@ -11,6 +11,7 @@ from limner.weights.maps import pixel_unet as maps
 from limner.weights.parts import TABLE, Kind, Model, Part, Shapes, t5_part, text_part, unet_part, vae_part
 from limner.weights.settings import pixel_unet_config, pixel_unet_settings
 
+STAGES = ("I", "II", "III")  # folders inside of one that holds a cascade
 NOISING = "image_noising_" + TABLE  # folder of the path by which the small picture is noised
 LOW = "low_res_" + TABLE  # the same of the upscaler
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.data.world import source
 from limner.data.world.caption import CaptionConfig, Captioner
@@ -74,7 +74,7 @@ class ARPrior:
         self.model = TokenTransformer(shape).to(device)
 
     @torch.no_grad()
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Compose `count` scenes and encode them. Everything comes from `seed`."""
         generator = torch.Generator().manual_seed(seed)
         scenes = self.world.sample(count, generator)
@@ -108,6 +108,10 @@ class ARPrior:
             "coarse": config.coarse_weight * of_coarse,
             "fine": (1 - config.coarse_weight) * of_fine,
         }
+
+    def blocks(self) -> list[nn.Module]:
+        """Those of the transformer."""
+        return list(self.model.blocks)
 
     def published(self) -> set[str]:
         """All parameters."""

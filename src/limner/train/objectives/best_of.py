@@ -76,10 +76,10 @@ class BestOf:
         teacher(start, self.base, self.device)
         self.average = following(self.model, average)
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Composed scenes, the first ones replaced by what the network has drawn best."""
         config = self.config
-        composed = self.base.batch(count, seed)
+        composed = self.base.batch(count, seed, index)
         own = max(1, round(config.share * count))
         drawn = draw_scenes(
             self.base,

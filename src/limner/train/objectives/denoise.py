@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.data.world import source
 from limner.data.world.caption import CaptionConfig, Captioner
@@ -80,7 +80,7 @@ class Denoise:
         self.model = PixelDiT(shape).to(device)
         self.path = FlowPath()
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Compose `count` scenes. Everything comes from `seed`, so a step can be repeated exactly."""
         shape, config = self.model.config, self.config
         generator = torch.Generator().manual_seed(seed)
@@ -121,6 +121,10 @@ class Denoise:
             guess = self.model.label(halfway).flatten(0, 1)
             parts["label"] = self.config.label_weight * F.cross_entropy(guess.float(), batch.labels.flatten())
         return parts
+
+    def blocks(self) -> list[nn.Module]:
+        """Those of the transformers."""
+        return [*self.model.text.blocks, *self.model.blocks]
 
     def published(self) -> set[str]:
         """All parameters but those of the label head."""

@@ -103,7 +103,7 @@ class Detect:
         self.model = Detector(config.model, self.names).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows it
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Compose `count` pictures. Everything comes from `seed`."""
         generator = torch.Generator().manual_seed(seed)
         four = round(self.config.mosaic * count)

@@ -104,10 +104,10 @@ class FewStep:
             raise ConfigError(f"{start} draws in few steps already; begin with what it was made of.")
         self.average = following(self.model, average)
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Scenes as `Denoise` composes them; the last ones are to be moved."""
         config = self.config
-        whole = self.base.batch(count, seed)
+        whole = self.base.batch(count, seed, index)
         plain = min(round(config.plain * count), count - 1)
         generator = torch.Generator().manual_seed(seed + 1)
         moved = count - plain

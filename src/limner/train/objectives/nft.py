@@ -76,7 +76,7 @@ class NFT:
         self.anchor = teacher(start, self.base, self.device)
         self.old = following(self.model, average)
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Groups of pictures, as many as fit into `count`; at least one."""
         config = self.config
         drawn = draw_scenes(

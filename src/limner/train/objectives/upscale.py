@@ -56,7 +56,7 @@ class Upscale:
         self.world = World(atlas, config.world, device=device)
         self.model = Upscaler(config.model).to(device)
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         config, factor = self.config, self.config.model.factor
         generator = torch.Generator().manual_seed(seed)
         scenes = self.world.sample(count, generator)

@@ -54,7 +54,7 @@ class VQVAEObjective:
         self.world = World(atlas, config.world, device=device)
         self.model = VQVAE(config.model).to(device)
 
-    def batch(self, count: int, seed: int) -> Batch:
+    def batch(self, count: int, seed: int, index: int = 0) -> Batch:
         """Compose `count` scenes. Everything comes from `seed`, so a step can be repeated exactly."""
         generator = torch.Generator().manual_seed(seed)
         x0, _ = self.world.render(self.world.sample(count, generator), self.config.model.size)
