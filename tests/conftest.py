@@ -20,7 +20,7 @@ install_import_hook("limner", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is none, those marked `slow` or `huge` unless `-m` names them."""
+    """Skip tests marked `gpu` where there is none, those marked `slow` or `huge` unless `-m` names them."""
     for mark in ("slow", "huge"):
         if mark not in config.getoption("markexpr"):
             for item in items:
