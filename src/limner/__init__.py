@@ -8,10 +8,15 @@ The names below are the public ones. Those that need torch are imported when fir
 limner and asking the command line for help cost next to nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from limner.errors import ConfigError, DataError, EngineError, LimnerError, RequestError, WeightsError
+
+# Left to itself, MKL adds up in an order that follows from where numbers happen to lie in memory: the last
+# bits of pictures change from process to process. It reads this once, when torch is imported.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from limner.pipeline.load import load

@@ -214,3 +214,17 @@ def test_guidance_is_silent_until_it_is_learned() -> None:
         told.guidance_in.weight.normal_(generator=generator)
     assert not torch.allclose(told(x, t, *text, scale), told(x, t, *text, scale + 1), atol=1e-4)
     torch.testing.assert_close(told(x, t, *text), told(x, t, *text, torch.zeros(2)))
+
+
+@pytest.mark.parametrize("channels", [0, 8])
+def test_what_a_row_is_told_depends_on_no_other_row(channels: int) -> None:
+    model = network(replace(TINY, width=256, heads=4, guidance_channels=channels))
+    generator = torch.Generator().manual_seed(0)
+    t, pooled = torch.rand(32, generator=generator), torch.randn(32, 256, generator=generator)
+    scales = 5 * torch.rand(32, generator=generator) if channels else None
+    with torch.inference_mode():
+        all_rows = model._told(t, pooled, scales)
+        last = model._told(t[-1:], pooled[-1:], None if scales is None else scales[-1:])
+    assert [torch.equal(part[-1:], one) for part, one in zip(all_rows, last, strict=True)] == [True, True]
+    learned = model._told(t, pooled, scales)  # while it learns: all rows in one product
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(all_rows, learned, strict=True))

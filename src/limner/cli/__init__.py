@@ -6,7 +6,7 @@ from typing import NoReturn
 import typer
 
 from limner import __version__
-from limner.cli import blending, curating, drawing, enlarging, files, packing, personal, training
+from limner.cli import blending, curating, drawing, enlarging, files, packing, personal, serving, training
 from limner.cli.data import data
 from limner.cli.evaluating import evaluate
 from limner.cli.screen import console, visible
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(world, name="world")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(serving.keys, name="keys")
 data.command("filter")(curating.filter_set)
 for step in (curating.dedup, curating.group, curating.caption, packing.pack):
     data.command()(step)
@@ -37,6 +38,7 @@ for command in (
     personal.dreambooth,
     personal.lora,
     personal.invert,
+    serving.serve,
 ):
     app.command()(command)
 

@@ -159,7 +159,7 @@ class Mini:
         return Plan(stages=stages, notices=tuple(notices), warnings=tuple(warnings))
 
     def plan_together(self, orders: Sequence[Order], most: int) -> Plan:
-        """As `families.base.Together` has it."""
+        """As `pipeline.together.Together` has it."""
         if self.wear is not None:
             worn = [self.wear(self, order.prompt)[:2] for order in orders]
             if any(model is not worn[0][0] for model, _ in worn):

@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from limner.nn.convolution import channels_last
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpscalerConfig:
@@ -50,7 +52,7 @@ class Upscaler(nn.Module):
     ) -> Float[Tensor, "b 3 H W"]:
         factor = self.config.factor
         level = noise[:, None, None, None].expand(-1, 1, *pixels.shape[2:])
-        x = F.prelu(self.first(torch.cat([pixels, level], 1)), self.slope[0])
+        x = F.prelu(self.first(channels_last(torch.cat([pixels, level], 1))), self.slope[0])
         for index in range(0, len(self.inner), 2):
             inner = F.prelu(self.inner[index](x), self.slope[index + 1])
             if index + 1 < len(self.inner):

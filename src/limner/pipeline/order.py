@@ -38,7 +38,7 @@ def order_of(request: Request) -> Order:
 
 def _control(control: Control, size: tuple[int, int]) -> ControlOrder:
     alike = {name: getattr(control, name) for name in ("model", "weight", "start", "end")}
-    return ControlOrder(pixels=_pixels(control.image, size), **alike)
+    return ControlOrder(pixels=_pixels(control.image, size, (0.5, 0.5)), **alike)
 
 
 def size_of(
@@ -87,10 +87,7 @@ def _image_and_mask(
     return image, _faded(F.pad(marked, (left, right, top, bottom), value=1.0), request.feather)
 
 
-Centre = tuple[float, float]  # of what is cut out of a picture: shares of its width and height
-
-
-def _pixels(picture: Picture, size: tuple[int, int], centre: Centre = (0.5, 0.5)) -> Float[Tensor, "1 3 h w"]:
+def _pixels(picture: Picture, size: tuple[int, int], centre: tuple[float, float]) -> Float[Tensor, "1 3 h w"]:
     """A picture at `size`, filled and cut where its shape is another: in the middle, or towards a side."""
     image = ImageOps.fit(picture.image, size[::-1], Image.Resampling.LANCZOS, centering=centre)
     return pixels_from_images([image])
@@ -101,7 +98,7 @@ def _whole(picture: Picture) -> Float[Tensor, "1 3 h w"]:
     return pixels_from_images([picture.image])
 
 
-def _marked(picture: Picture, size: tuple[int, int], centre: Centre = (0.5, 0.5)) -> Float[Tensor, "1 1 h w"]:
+def _marked(picture: Picture, size: tuple[int, int], centre: tuple[float, float]) -> Float[Tensor, "1 1 h w"]:
     """1 where a mask is white, or transparent, and 0 where it is black."""
     image = picture.image
     alpha = image.getchannel("A") if image.mode == "RGBA" else None

@@ -128,7 +128,8 @@ def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     for name, text in texts.items():
         information.add_text(name, text)
     encoded = io.BytesIO()
-    image.save(encoded, "PNG", pnginfo=information)
+    # zlib.Z_RLE. Of 512 x 512 by the built-in model: 19 ms and 139 kB; the usual way, 58 ms and 145 kB.
+    image.save(encoded, "PNG", pnginfo=information, compress_type=3)
     return encoded.getvalue()
 
 

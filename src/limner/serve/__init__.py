@@ -1,0 +1,1 @@
+"""Pictures for programs and browsers: `store` keeps jobs, `engine` has them drawn, `app` answers."""
