@@ -255,6 +255,7 @@ def test_processes_come_to_the_same_result(pictured: Callable[[str, int], DataSe
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from limner.data.records import DataSet
@@ -262,6 +263,7 @@ from limner.data.sources import Measure
 from limner.data.steps import run
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
     for progress in run(DataSet.open(Path(sys.argv[1])), Measure(), workers=int(sys.argv[2])):
         print(progress.done, flush=True)
 """
