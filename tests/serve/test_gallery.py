@@ -1,5 +1,6 @@
 """Pictures: searched, starred, rated, removed with their files, uploaded."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,12 +157,16 @@ def test_a_picture_that_is_needed_stays(store: Store) -> None:
     store.remove(mine.id, "anna")
 
 
-def test_two_pictures_never_share_a_file(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_pictures_never_share_a_file(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Removing one of them would take the other's. What the log says of it names no prompt."""
     from dataclasses import replace
 
     from limner.errors import LimnerError
 
+    monkeypatch.setattr(logging.getLogger("limner.serve.database"), "disabled", False)  # by other libraries
+    caplog.set_level(logging.ERROR, "limner.serve.database")
     mine = drawn(job=None)
     store.add_upload("anna", mine)
     with pytest.raises(LimnerError, match="refused") as told:
