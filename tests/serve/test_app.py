@@ -493,6 +493,17 @@ def test_region_takes_a_mask_and_keeps_the_rest(house: Served) -> None:
     assert (region["mask"], region["prompt"], region["size"]) == ({"picture": mask}, "a hat", [192, 192])
 
 
+def test_what_is_made_larger_is_priced_by_what_is_drawn_on_the_way(house: Served) -> None:
+    """Upscalers draw four times larger, whatever is asked for: 16,000 pixels of a side would take 10 GB."""
+    large = house.bring(picture((4000, 4000))).json()["id"]
+    answer = house.post("/jobs", {"upscale": {"picture": large, "scale": 1.001}})
+    assert answer.status_code == 400
+    assert "on the way" in answer.json()["error"]["message"]
+    small = house.bring(picture((500, 500))).json()["id"]
+    job = house.post("/jobs", {"upscale": {"picture": small, "scale": 1.5}}).json()
+    assert house.store.get(job["id"]).cost == 4.0
+
+
 def test_an_upscaled_picture_can_be_varied_like_the_small_one(house: Served) -> None:
     job = house.job(count=1)
     large = act(house, job, action="upscale")

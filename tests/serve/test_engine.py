@@ -53,7 +53,7 @@ def store(sqlite: Callable[[], str], tmp_path: Path) -> Iterator[Store]:
 
 @contextmanager
 def engine_of(store: Store, folder: Path, **settings: object) -> Iterator[LocalEngine]:
-    usual = {"pause_seconds": 0.01, "preview_seconds": 0.0}
+    usual = {"pause_seconds": 0.01, "preview_seconds": 0.0, "lull_seconds": 0.0}
     chosen = EngineSettings(**usual | settings)  # type: ignore[arg-type]
     engine = LocalEngine(store, chosen, partial(Sketcher, folder, 4))
     engine.start()
@@ -453,7 +453,12 @@ def compared(store: Store, name: str, source: Path | str, size: int) -> None:
     usual = {"steps": 2, "guidance": 2.5, "sampler": "ddpm", "size": [size, size], "model": name}
     prompts = {"a red apple": 2, "two cats on a blue background": 1}
     settings = EngineSettings(
-        models={name: str(source)}, devices=("cpu",), threads=1, batch=2, preview_seconds=0.0
+        models={name: str(source)},
+        devices=("cpu",),
+        threads=1,
+        batch=2,
+        preview_seconds=0.0,
+        lull_seconds=0.0,
     )
     engine = LocalEngine(store, settings)
     engine.start()

@@ -94,6 +94,16 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, words: tuple[str, ...]
         run("serve", "--data", tmp_path, *words)
 
 
+def test_folders_and_models_that_are_not_there_are_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for data in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        for words in (("serve", "--port", "0"), ("keys", "list")):
+            with pytest.raises(ConfigError, match="cannot use the folder"):
+                run(*words, "--data", data)
+    with pytest.raises(ConfigError, match='there is no model "nosuch"'):
+        run("serve", "--port", "0", "--data", tmp_path, "--model", "nosuch")
+
+
 def test_a_port_that_is_taken_and_a_folder_that_is_served(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

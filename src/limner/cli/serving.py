@@ -219,7 +219,8 @@ def _settings(
 
 
 def _store(settings: "Settings") -> "Store":
+    from limner.serve.listening import make_folder
     from limner.serve.store import Store
 
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.data)
     return Store(settings.database_url, settings.pictures)

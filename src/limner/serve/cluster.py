@@ -105,7 +105,8 @@ def run(
     """
     alone = settings.address == LOCAL
     ray, serve = _ray(alone=alone)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    listening.make_folder(settings.data)
+    listening.check_models(settings)
     with ExitStack() as stack:
         if _sqlite(settings):
             stack.enter_context(listening.alone(settings))

@@ -204,8 +204,14 @@ class Foreman:
         for hand in idle:  # there is nothing else to do
             if not hand.models and not self._openings[names[0]]:
                 hand.send(Open(names[0]))
-            elif self._unmeasured(hand):
+            elif self._unmeasured(hand) and now - hand.seen >= self._lull():
                 hand.measure()
+
+    def _lull(self) -> float:
+        """Seconds without work before a process measures, which whoever comes next has to wait for. What was
+        measured before is at hand at once."""
+        folder = self.settings.measured
+        return 0.0 if folder is not None and any(folder.glob("*.json")) else self.settings.lull_seconds
 
     def _unmeasured(self, hand: Hand) -> bool:
         """Whether it should find out how many pictures of its model are best drawn at once."""

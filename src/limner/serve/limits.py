@@ -3,6 +3,7 @@
 cost = pictures x height x width x steps x (2 with guidance, which asks the network twice) / 1,000,000
 """
 
+import math
 import re
 import secrets
 import threading
@@ -28,6 +29,7 @@ from limner.util.suggest import suggestion
 ID = re.compile("[0-9a-f]{32}")  # of a job or a picture
 TEXTS = ("prompt", "negative_prompt", "blend")
 SCALES = (1.0, 4.0)  # of an enlargement
+FACTOR = 4  # by which upscalers draw larger at a time, at most; what is asked for comes of that
 OWNERS = 10_000  # whose pace is remembered
 
 Find = Callable[[str], Drawn]  # a picture of the caller's; raises NotFound
@@ -294,6 +296,13 @@ def _enlargement(
         )
     named = asked.get("model")
     model = model_of(named if isinstance(named, str) else None, models)
-    cost = max(picture.width * picture.height * scale**2 / 1e6, 1e-6)
+    passes = max(1, math.ceil(math.log(scale, FACTOR)))
+    way = picture.width * picture.height * FACTOR ** (2 * passes)  # pixels that are drawn, then made fewer
+    if way > (4 * settings.most_side) ** 2:
+        raise RequestError(
+            f"{picture.width}x{picture.height} is too large to be made larger: {way:,} pixels on the way, "
+            f"and {(4 * settings.most_side) ** 2:,} are the most"
+        )
+    cost = max(way / 1e6, 1e-6)
     request: dict[str, object] = {"upscale": {"picture": picture.id, "scale": float(scale)}}
     return request, model.name, f"upscale {model.name} {secrets.token_hex(8)}", cost

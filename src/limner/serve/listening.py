@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import FrameType
 
 import uvicorn
@@ -14,7 +16,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from limner.errors import ConfigError, EngineError
+from limner.errors import ConfigError, EngineError, LimnerError
 from limner.serve.app import create_app
 from limner.serve.deps import House
 from limner.serve.engine import EngineSettings, LocalEngine
@@ -32,9 +34,10 @@ def run(settings: Settings, told: Callable[[str], None]) -> None:
     Raises ConfigError for an interface that others reach while there is no key, when another server uses the
     folder, and when the port is taken.
     """
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.data)
     with alone(settings), closing(Store(settings.database_url, settings.pictures)) as store:
         check_reach(settings, store)
+        check_models(settings)
         engine = LocalEngine(store, engine_settings(settings))
         app = create_app(engine, store, settings)
         with closing(listening(settings)) as port:
@@ -42,6 +45,29 @@ def run(settings: Settings, told: Callable[[str], None]) -> None:
             server.run(sockets=[port])
             if not server.started:
                 raise EngineError("the server could not start; its log says why")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder where a service keeps everything. Raises ConfigError where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot use the folder {folder}: {error.strerror}; choose another one") from None
+
+
+def check_models(settings: Settings) -> None:
+    """Raises ConfigError for a model that is not there; the hub is asked when one is opened."""
+    from limner.pipeline.load import find
+    from limner.weights import hub
+
+    for what in settings.models.values():
+        if not hub.is_id(what):
+            try:
+                find(what)
+            except LimnerError as error:
+                raise ConfigError(str(error)) from None
 
 
 def check_reach(settings: Settings, store: Store) -> None:

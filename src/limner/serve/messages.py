@@ -34,6 +34,7 @@ class EngineSettings:
     preview_seconds: float = 0.5  # between previews of a job
     preview_side: int = 256  # pixels of a preview's longer side, at most; 0: no previews
     stay_seconds: float = 10.0  # for which a process goes on with its model while others are asked for
+    lull_seconds: float = 120.0  # without work, after which an idle process measures what pays at once
     pause_seconds: float = 0.5  # before a process that died is started again; doubled each time
     name: str | None = None  # of this machine, where several share one store; None: it is alone
     silent_seconds: float = 60.0  # after which a machine that gave no sign is taken to be dead

@@ -156,7 +156,8 @@ class Worker:
                 self.model = model
                 return None
             except Exception as error:
-                detail, failed = traceback.format_exc(), _let_go(error)
+                detail = str(error) if isinstance(error, LimnerError) else traceback.format_exc()
+                failed = _let_go(error)
             self._die_if_sick(detail)
             self.drawer.relieve()
             if last or not _of_memory(failed):
