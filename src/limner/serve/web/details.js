@@ -32,9 +32,9 @@ const SHAPES = /** @type {const} */ ([
   ["wide", 16, 9],
 ]);
 const NUMBERS = /** @type {const} */ ({
-  count: [1, 16, 1],
+  count: [1, 64, 1],
   seed: [0, 4294967295, 1],
-  steps: [1, 250, 1],
+  steps: [1, 1000, 1],
   guidance: [0, 30, 0.1],
 });
 
@@ -197,7 +197,7 @@ export class Details {
   counter() {
     const input = this.input("count", String(COUNT));
     const step = (/** @type {number} */ by) => () => {
-      const now = Math.min(16, Math.max(1, (this.wishes.count ?? COUNT) + by));
+      const now = Math.min(64, Math.max(1, (this.wishes.count ?? COUNT) + by));
       input.value = String(now);
       this.set("count", now);
     };
